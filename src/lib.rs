@@ -1,6 +1,7 @@
 //! A synchronous, thread-per-connection WebSocket server.
 
 pub mod auth;
+pub mod clock;
 pub mod close;
 pub mod config;
 pub mod hub;
@@ -8,3 +9,4 @@ pub mod logging;
 pub mod models;
 pub mod notification;
 pub mod protocol;
+pub mod threads;
