@@ -635,3 +635,6 @@ impl Connection {
 fn answer<T>(reply: &Sender<T>, value: T) {
     let _ = reply.try_send(value);
 }
+
+#[cfg(test)]
+mod tests;

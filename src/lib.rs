@@ -10,3 +10,4 @@ pub mod models;
 pub mod notification;
 pub mod protocol;
 pub mod threads;
+pub mod writer;
