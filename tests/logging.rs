@@ -83,7 +83,7 @@ fn await_parent() {
 }
 
 fn report(name: &str, value: u64) {
-    writeln!(std::io::stderr(), "{name} {value}").unwrap();
+    eprintln!("{name} {value}");
 }
 
 /// A child in `role`, and its two streams.

@@ -101,7 +101,7 @@ fn pipe(command: &mut Command, input: &[u8]) -> Vec<u8> {
 
 fn part(base64_url: &str) -> Value {
     let mut base64 = base64_url.replace('-', "+").replace('_', "/");
-    while base64.len() % 4 != 0 {
+    while !base64.len().is_multiple_of(4) {
         base64.push('=');
     }
     let json = pipe(
