@@ -36,6 +36,10 @@ const THREAD_NAME: &str = "log";
 /// Age from which a line of text says when it was logged, since simple_logger stamps what it prints.
 const LATE: Duration = Duration::from_secs(1);
 
+/// How long a stdout that failed is left alone: a panic of println! for each line would cost much more
+/// than the lines are worth, and delay the end of the process.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// How long a [`Printer`] that is dropped rather than flushed waits for the lines.
 const DROP_DEADLINE: Duration = Duration::from_millis(500);
 
@@ -236,6 +240,8 @@ struct Stdout {
     told: u64,
     /// Lines printed since the drops were last looked at.
     since: usize,
+    /// When stdout last refused a line.
+    failed: Option<Instant>,
 }
 
 impl Stdout {
@@ -245,12 +251,13 @@ impl Stdout {
             simple: SimpleLogger::new(),
             told: 0,
             since: 0,
+            failed: None,
         }
     }
 
     fn print_all(mut self, waiting: &Receiver<Entry>) {
         while let Ok(Entry::Line(line)) = waiting.recv() {
-            if !self.print(&line) {
+            if self.is_resting() || !self.print(&line) {
                 count_dropped();
                 continue;
             }
@@ -262,6 +269,10 @@ impl Stdout {
             }
         }
         self.tell_drops();
+    }
+
+    fn is_resting(&self) -> bool {
+        self.failed.is_some_and(|failed| failed.elapsed() < RETRY)
     }
 
     fn tell_drops(&mut self) {
@@ -286,11 +297,13 @@ impl Stdout {
     }
 
     /// Returns whether stdout took the line. Waits while it is stalled.
-    fn print(&self, line: &Line) -> bool {
-        match self.format {
+    fn print(&mut self, line: &Line) -> bool {
+        let printed = match self.format {
             Format::Text => self.print_text(line),
             Format::Json => print_json(line),
-        }
+        };
+        self.failed = (!printed).then(Instant::now);
+        printed
     }
 
     fn print_text(&self, line: &Line) -> bool {
