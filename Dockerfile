@@ -1,5 +1,5 @@
 # Builds realtime_service and token_gen, and puts them into an image with glibc, /tmp and nothing else.
-# glibc rather than a static musl build: musl's allocator is slow with a thread per connection.
+# glibc rather than a static musl build: musl's allocator has one lock for all threads.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
