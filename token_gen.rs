@@ -55,10 +55,7 @@ fn run() -> Result<Cow<'static, str>, Failure> {
 /// println! would panic when stdout is closed.
 fn print(output: &str) -> ExitCode {
     let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(output.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match stdout.write_all(output.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&Failure::Other(format!("cannot write to stdout: {error}"))),
     }
@@ -168,9 +165,7 @@ fn algorithm(name: &str) -> Result<Algorithm, Failure> {
         "HS256" => Ok(Algorithm::HS256),
         "HS384" => Ok(Algorithm::HS384),
         "HS512" => Ok(Algorithm::HS512),
-        _ => Err(Failure::Argument(format!(
-            "bad --alg {name:?}: expected HS256, HS384 or HS512"
-        ))),
+        _ => Err(Failure::Argument(format!("bad --alg {name:?}: expected HS256, HS384 or HS512"))),
     }
 }
 

@@ -111,18 +111,11 @@ pub fn init(level: LevelFilter, format: Format) -> Result<Printer, InitError> {
             drop::<Sender<Infallible>>(alive);
         })
         .map_err(InitError::Spawn)?;
-    let backend = Backend {
-        entries: entries.clone(),
-        format,
-    };
+    let backend = Backend { entries: entries.clone(), format };
     log::set_boxed_logger(Box::new(backend)).map_err(InitError::Taken)?;
     log::set_max_level(level);
     panic::set_hook(Box::new(log_panic));
-    Ok(Printer {
-        entries,
-        ended,
-        thread: Some(thread),
-    })
+    Ok(Printer { entries, ended, thread: Some(thread) })
 }
 
 /// Lines lost since the process started: to a full channel, or to a stdout that took nothing.
@@ -186,12 +179,7 @@ impl Line {
             Format::Text => Draft::text(record),
             Format::Json => Draft::json(record, at),
         };
-        Self {
-            level: record.level(),
-            target,
-            at,
-            body,
-        }
+        Self { level: record.level(), target, at, body }
     }
 }
 
@@ -223,9 +211,7 @@ impl Log for Backend {
 }
 
 fn is_own(target: &str) -> bool {
-    target
-        .strip_prefix(OWN_TARGET)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    target.strip_prefix(OWN_TARGET).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 fn count_dropped() {
@@ -246,13 +232,7 @@ struct Stdout {
 
 impl Stdout {
     fn new(format: Format) -> Self {
-        Self {
-            format,
-            simple: SimpleLogger::new(),
-            told: 0,
-            since: 0,
-            failed: None,
-        }
+        Self { format, simple: SimpleLogger::new(), told: 0, since: 0, failed: None }
     }
 
     fn print_all(mut self, waiting: &Receiver<Entry>) {
@@ -328,10 +308,7 @@ impl Stdout {
 
 fn print_json(line: &Line) -> bool {
     let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(line.body.as_bytes())
-        .and_then(|()| stdout.write_all(b"\n"))
-        .is_ok()
+    stdout.write_all(line.body.as_bytes()).and_then(|()| stdout.write_all(b"\n")).is_ok()
 }
 
 /// Logs a panic as one line, instead of the default hook's several on stderr.
@@ -364,11 +341,7 @@ struct Draft {
 
 impl Draft {
     fn new(format: Format) -> Self {
-        Self {
-            format,
-            body: String::with_capacity(128),
-            cut: false,
-        }
+        Self { format, body: String::with_capacity(128), cut: false }
     }
 
     /// `word`, escaped as a message of the text format is.
@@ -506,9 +479,7 @@ impl<'v> VisitValue<'v> for Draft {
 /// Whether a value of the text format may stand without quotes.
 fn is_plain_word(value: &str) -> bool {
     !value.is_empty()
-        && value
-            .chars()
-            .all(|c| is_visible(c) && !matches!(c, ' ' | '"' | '=' | '\\'))
+        && value.chars().all(|c| is_visible(c) && !matches!(c, ' ' | '"' | '=' | '\\'))
 }
 
 /// Whether `c` shows, as itself, where it stands: std's table of what `{:?}` prints unchanged, which
@@ -577,11 +548,7 @@ fn timestamp(at: OffsetDateTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::indexing_slicing,
-        reason = "a test fails by panicking"
-    )]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
     use log::kv::ToValue;
     use serde_json::Value as Json;
@@ -728,10 +695,7 @@ mod tests {
 
     #[test]
     fn other_crates_speak_from_warn_up() {
-        let backend = Backend {
-            entries: bounded(0).0,
-            format: Format::Text,
-        };
+        let backend = Backend { entries: bounded(0).0, format: Format::Text };
         let passes = |level, target| {
             backend.enabled(&Metadata::builder().level(level).target(target).build())
         };

@@ -86,11 +86,7 @@ pub struct Client {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub document_number: Option<String>,
     /// Date of birth.
-    #[serde(
-        default,
-        with = "rfc3339::option",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub birth_date: Option<OffsetDateTime>,
     /// Picture of the client.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -74,10 +74,7 @@ fn log_many() {
     for n in 0..MANY {
         log::info!(target: TARGET, n = n; "one of many lines, long enough to fill the pipe soon");
     }
-    report(
-        "millis",
-        u64::try_from(start.elapsed().as_millis()).unwrap(),
-    );
+    report("millis", u64::try_from(start.elapsed().as_millis()).unwrap());
 }
 
 /// Logs until the parent wants no more.
@@ -131,12 +128,7 @@ impl Speaker {
                 let _ = sender.send(line);
             }
         });
-        Self {
-            process,
-            stdin,
-            stdout,
-            reports,
-        }
+        Self { process, stdin, stdout, reports }
     }
 
     /// The next number that the child reports, which must be `name`.
@@ -194,14 +186,8 @@ fn text_lines() {
     assert_eq!(lines.len(), 4, "{output}");
     let (stamp, rest) = lines[0].split_once(' ').unwrap();
     assert!(stamp.len() == 24 && stamp.ends_with('Z'), "{stamp}");
-    assert_eq!(
-        rest,
-        "INFO  [realtime_service::test] connected conn=42 user=u1"
-    );
-    assert!(
-        lines[1].ends_with(r#"two\nlines user="u1\nERROR role=admin""#),
-        "{output}"
-    );
+    assert_eq!(rest, "INFO  [realtime_service::test] connected conn=42 user=u1");
+    assert!(lines[1].ends_with(r#"two\nlines user="u1\nERROR role=admin""#), "{output}");
     assert!(lines[2].ends_with("WARN  [tiny_http] trouble"), "{output}");
     assert!(lines[3].contains("ERROR [realtime_service::logging] panicked: a panic of 2 parts"));
     assert!(lines[3].contains("thread=worker-7 location=tests/logging.rs:"));
@@ -246,11 +232,7 @@ fn a_stalled_stdout_drops_lines_and_later_says_how_many() {
     speaker.await_line("after");
     speaker.go_on();
     assert_eq!(
-        speaker
-            .remaining_output()
-            .lines()
-            .filter(|line| line.contains("dropped"))
-            .count(),
+        speaker.remaining_output().lines().filter(|line| line.contains("dropped")).count(),
         0
     );
     assert_eq!(speaker.reported("flushed"), 1);
@@ -292,13 +274,7 @@ fn reopened_stdout(format: &str) {
     let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
     assert!(made.success());
     // Opening either end alone would wait for the other.
-    let both = || {
-        fs::File::options()
-            .read(true)
-            .write(true)
-            .open(&fifo)
-            .unwrap()
-    };
+    let both = || fs::File::options().read(true).write(true).open(&fifo).unwrap();
     let first = both();
     let writing = fs::File::options().write(true).open(&fifo).unwrap();
     let reading = fs::File::open(&fifo).unwrap();

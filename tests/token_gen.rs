@@ -35,20 +35,13 @@ impl Place {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_token_gen"));
-        command
-            .args(arguments)
-            .env_remove("JWT_SECRET")
-            .current_dir(&self.0);
+        command.args(arguments).env_remove("JWT_SECRET").current_dir(&self.0);
         command
     }
 }
 
 fn run(name: &str, arguments: &[&str]) -> Output {
-    Place::new(name)
-        .command(arguments)
-        .env("JWT_SECRET", SECRET)
-        .output()
-        .unwrap()
+    Place::new(name).command(arguments).env("JWT_SECRET", SECRET).output().unwrap()
 }
 
 /// The only line of stdout; nothing may stand on stderr.
@@ -81,18 +74,11 @@ fn openssl_signature(signed: &str, digest: &str, secret: &str) -> String {
     );
     let base64 = pipe(Command::new("openssl").args(["base64", "-A"]), &mac);
     let base64 = String::from_utf8(base64).unwrap();
-    base64
-        .trim_end_matches('=')
-        .replace('+', "-")
-        .replace('/', "_")
+    base64.trim_end_matches('=').replace('+', "-").replace('/', "_")
 }
 
 fn pipe(command: &mut Command, input: &[u8]) -> Vec<u8> {
-    let mut process = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     process.stdin.take().unwrap().write_all(input).unwrap();
     let output = process.wait_with_output().unwrap();
     assert!(output.status.success());
@@ -104,10 +90,7 @@ fn part(base64_url: &str) -> Value {
     while !base64.len().is_multiple_of(4) {
         base64.push('=');
     }
-    let json = pipe(
-        Command::new("openssl").args(["base64", "-A", "-d"]),
-        base64.as_bytes(),
-    );
+    let json = pipe(Command::new("openssl").args(["base64", "-A", "-d"]), base64.as_bytes());
     serde_json::from_slice(&json).unwrap()
 }
 
@@ -120,10 +103,7 @@ fn verified(token: &str, digest: &str, secret: &str) -> (Value, Value) {
 }
 
 fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 fn lifetime(arguments: &[&str], name: &str) -> u64 {
@@ -147,17 +127,8 @@ fn defaults() {
 
 #[test]
 fn every_claim() {
-    let arguments = [
-        "--user",
-        "u-1",
-        "--role=Admin",
-        "--seller-id",
-        "5",
-        "--client-id",
-        "7",
-        "--ttl",
-        "15m",
-    ];
+    let arguments =
+        ["--user", "u-1", "--role=Admin", "--seller-id", "5", "--client-id", "7", "--ttl", "15m"];
     let (_, claims) = verified(&printed(&run("claims", &arguments)), "-sha256", SECRET);
     let iat = claims["iat"].as_u64().unwrap();
     let expected = json!({
@@ -169,11 +140,7 @@ fn every_claim() {
 
 #[test]
 fn every_algorithm() {
-    for (alg, digest) in [
-        ("HS256", "-sha256"),
-        ("HS384", "-sha384"),
-        ("HS512", "-sha512"),
-    ] {
+    for (alg, digest) in [("HS256", "-sha256"), ("HS384", "-sha384"), ("HS512", "-sha512")] {
         let token = printed(&run(alg, &["--alg", alg]));
         assert_eq!(verified(&token, digest, SECRET).0["alg"], alg);
     }
@@ -181,12 +148,7 @@ fn every_algorithm() {
 
 #[test]
 fn every_way_to_write_a_ttl() {
-    for (ttl, seconds) in [
-        ("90", 90),
-        ("1s", 1),
-        ("15m", 900),
-        ("876000h", 3_153_600_000),
-    ] {
+    for (ttl, seconds) in [("90", 90), ("1s", 1), ("15m", 900), ("876000h", 3_153_600_000)] {
         assert_eq!(lifetime(&["--ttl", ttl], "ttl"), seconds);
     }
 }
@@ -205,14 +167,8 @@ fn bad_arguments_are_named() {
         (vec!["--ttl", "h"], "--ttl \"h\""),
         (vec!["--ttl", ""], "--ttl \"\""),
         (vec!["--ttl", "5é"], "--ttl \"5é\""),
-        (
-            vec!["--ttl", "5124095576030432h"],
-            "--ttl \"5124095576030432h\"",
-        ),
-        (
-            vec!["--ttl", "18446744073709551615"],
-            "--ttl \"18446744073709551615\"",
-        ),
+        (vec!["--ttl", "5124095576030432h"], "--ttl \"5124095576030432h\""),
+        (vec!["--ttl", "18446744073709551615"], "--ttl \"18446744073709551615\""),
         (vec!["--ttl"], "--ttl"),
         (vec!["--alg", "none"], "--alg \"none\""),
         (vec!["--alg", "hs256"], "--alg \"hs256\""),
@@ -228,10 +184,7 @@ fn bad_arguments_are_named() {
         (vec!["extra"], "extra"),
     ] {
         let line = complaint(&run("bad", &arguments), 2);
-        assert!(
-            line.starts_with("token_gen: ") && line.contains(named),
-            "{line}"
-        );
+        assert!(line.starts_with("token_gen: ") && line.contains(named), "{line}");
     }
 }
 
@@ -240,10 +193,7 @@ fn a_missing_or_empty_secret_is_named() {
     let place = Place::with_env_file("none", "OTHER=1\n");
     let line = complaint(&place.command(&[]).output().unwrap(), 1);
     assert!(line.contains("JWT_SECRET"), "{line}");
-    let line = complaint(
-        &place.command(&[]).env("JWT_SECRET", "").output().unwrap(),
-        1,
-    );
+    let line = complaint(&place.command(&[]).env("JWT_SECRET", "").output().unwrap(), 1);
     assert!(line.contains("JWT_SECRET"), "{line}");
 }
 
@@ -252,16 +202,9 @@ fn the_secret_may_stand_in_a_file_and_the_environment_wins() {
     let place = Place::with_env_file("file", "# comment\nOTHER=1\nJWT_SECRET='from $the file'\n");
     let token = printed(&place.command(&[]).output().unwrap());
     verified(&token, "-sha256", "from $the file");
-    let output = place
-        .command(&[])
-        .env("JWT_SECRET", SECRET)
-        .output()
-        .unwrap();
+    let output = place.command(&[]).env("JWT_SECRET", SECRET).output().unwrap();
     verified(&printed(&output), "-sha256", SECRET);
-    let line = complaint(
-        &place.command(&[]).env("JWT_SECRET", "").output().unwrap(),
-        1,
-    );
+    let line = complaint(&place.command(&[]).env("JWT_SECRET", "").output().unwrap(), 1);
     assert!(line.contains("JWT_SECRET"), "{line}");
 }
 
@@ -278,14 +221,7 @@ fn help_and_version_need_no_secret() {
     let help = place.command(&["--help"]).output().unwrap();
     assert!(help.status.success() && help.stderr.is_empty());
     let text = String::from_utf8(help.stdout).unwrap();
-    for option in [
-        "--user",
-        "--role",
-        "--seller-id",
-        "--client-id",
-        "--ttl",
-        "--alg",
-    ] {
+    for option in ["--user", "--role", "--seller-id", "--client-id", "--ttl", "--alg"] {
         assert!(text.contains(option), "{option}");
     }
     let version = place.command(&["--version"]).output().unwrap();
