@@ -1,0 +1,1 @@
+//! May this identity join this room.
