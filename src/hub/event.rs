@@ -99,8 +99,13 @@ pub enum Event {
     Close(ConnectionKey, Close),
     /// The reader has ended: it reads nothing any more.
     ReaderEnded(ConnectionKey),
-    /// The writer has ended.
-    WriterEnded(ConnectionKey),
+    /// A writer has ended.
+    WriterEnded {
+        /// Its connection.
+        key: ConnectionKey,
+        /// Whether a send failed.
+        broken: bool,
+    },
     /// Notifications of this instance; the answer has a count of connections for each.
     Notify(Vec<Delivery>, Sender<Vec<usize>>),
     /// A message that came through the broker.
@@ -109,6 +114,8 @@ pub enum Event {
     Census(Sender<Census>),
     /// Close everything: no new place, Close 1001 behind what is queued.
     Shutdown,
+    /// End the hub's loop; everyone else has ended.
+    Stop,
 }
 
 /// Who is here, for `GET /admin/clients`.
