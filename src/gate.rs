@@ -227,18 +227,21 @@ struct Acceptor {
 
 impl Acceptor {
     fn run(self) {
-        let mut number = 0;
+        let (mut number, mut failing) = (0, false);
         while self.context.phase.get() < Phase::Closed {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
                     number += 1;
+                    failing = false;
                     self.admit(Arrival { stream, peer, number });
                 }
-                // The connection is gone already, or a signal came; other errors of accept(2) that
-                // concern one connection only are network errors of its own.
-                Err(error) if !is_exhausted(&error) => log::debug!(error:%; "accept"),
+                Err(error) if is_of_one_connection(&error) => {}
+                // Descriptors or memory are used up; trying again at once would spin.
                 Err(error) => {
-                    log::warn!(error:%; "no connection can be accepted");
+                    if !failing && self.context.phase.get() < Phase::Closed {
+                        log::warn!(error:%; "no connection can be accepted");
+                    }
+                    failing = true;
                     std::thread::sleep(EXHAUSTED_PAUSE);
                 }
             }
@@ -269,11 +272,26 @@ impl Acceptor {
     }
 }
 
-/// Whether accept(2) failed for want of descriptors or memory, so that trying at once would spin.
-fn is_exhausted(error: &io::Error) -> bool {
+/// Errors that say nothing about the next connection: a signal came, or the peer went away between its
+/// connect and the accept, which Linux reports as that connection's network error (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    Errno::from_io_error(error).is_some_and(|errno| exhausted.contains(&errno))
+    let passing = [
+        Errno::INTR,
+        Errno::CONNABORTED,
+        Errno::CONNRESET,
+        Errno::AGAIN,
+        Errno::PROTO,
+        Errno::PERM,
+        Errno::NETDOWN,
+        Errno::NETUNREACH,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+        Errno::NONET,
+        Errno::OPNOTSUPP,
+        Errno::NOPROTOOPT,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
 }
 
 /// 503, written without waiting: nobody delays the accept loop. What has already come is read, so that

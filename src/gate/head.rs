@@ -268,7 +268,10 @@ impl Head {
     }
 
     /// The values of all headers of this name, in any case.
-    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+    pub fn values<'a, 'n>(
+        &'a self,
+        name: &'n str,
+    ) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.headers().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
@@ -340,7 +343,7 @@ fn refusal(error: httparse::Error, bytes: &[u8]) -> HeadError {
 
 /// HTTP of another version gets 505, anything else 400.
 fn other_version(bytes: &[u8]) -> HeadError {
-    let line = bytes.split(|b| *b == b'\n').find(|line| !matches!(line, [] | b"\r"));
+    let line = bytes.split(|b| *b == b'\n').find(|line| !line.trim_ascii().is_empty());
     let word = line.and_then(|line| line.trim_ascii_end().rsplit(|b| *b == b' ').next());
     match word {
         Some([b'H', b'T', b'T', b'P', b'/', major, rest @ ..])
