@@ -251,9 +251,7 @@ fn notified(counts: &[usize], is_batch: bool) -> Answer {
     };
     Answer::json(
         200,
-        format!(
-            r#"{{"status":"success","message":"Notification sent","delivered":{delivered}}}"#
-        ),
+        format!(r#"{{"status":"success","message":"Notification sent","delivered":{delivered}}}"#),
     )
 }
 

@@ -184,8 +184,7 @@ impl Answered {
     /// Tells the peer that the connection ends.
     pub(super) fn close(&mut self) {
         let before_the_blank_line = self.head_length - 2;
-        self.bytes
-            .splice(before_the_blank_line..before_the_blank_line, *b"Connection: close\r\n");
+        self.bytes.splice(before_the_blank_line..before_the_blank_line, *b"Connection: close\r\n");
     }
 }
 

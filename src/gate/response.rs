@@ -62,11 +62,7 @@ impl Answer {
 
     /// Adds a header. A byte that could end the line or is not visible ASCII becomes `?`: nothing
     /// that a peer chose splits a response.
-    pub fn with_header(
-        mut self,
-        name: &'static str,
-        value: impl Into<Cow<'static, str>>,
-    ) -> Self {
+    pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         let plain = |c: char| c == ' ' || c.is_ascii_graphic();
         let value = value.into();
         let value = if value.chars().all(plain) {

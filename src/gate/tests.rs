@@ -348,7 +348,8 @@ fn connections_are_kept_and_pipelined_requests_answered_in_order() {
         assert_eq!(client.reply().status, expected);
     }
     let split = notify("admin", ONE);
-    for part in [&split[..7], &split[7..60], &split[60..split.len() - 3], &split[split.len() - 3..]] {
+    for part in [&split[..7], &split[7..60], &split[60..split.len() - 3], &split[split.len() - 3..]]
+    {
         client.send(part);
     }
     assert_eq!(client.reply().status, 200);
@@ -390,7 +391,8 @@ fn a_refused_head_ends_the_connection_without_a_second_answer() {
         ("\x16\x03\x01\x02\x01".into(), 400, "bad_request"),
         ("GET /health HTTP/1.1\r\nHost: a\r\nOrigin: \u{e4}\r\n\r\n".into(), 400, "bad_request"),
         (
-            "POST /api/notify HTTP/1.1\r\nHost: a\r\nExpect: gold\r\nContent-Length: 4\r\n\r\n".into(),
+            "POST /api/notify HTTP/1.1\r\nHost: a\r\nExpect: gold\r\nContent-Length: 4\r\n\r\n"
+                .into(),
             417,
             "expectation_failed",
         ),
@@ -639,10 +641,8 @@ fn closing_frees_the_port_and_the_private_socket() {
 
 #[test]
 fn a_peer_that_does_not_read_its_answer_is_cut_and_delays_nobody() {
-    let rig = Rig::with_auth(
-        GateConfig { write_timeout: Duration::from_secs(1), ..config() },
-        false,
-    );
+    let rig =
+        Rig::with_auth(GateConfig { write_timeout: Duration::from_secs(1), ..config() }, false);
     let mut stalled: Vec<_> = (0..8).map(|_| rig.connect()).collect();
     for client in &mut stalled {
         client.send(get("/admin/clients"));
@@ -673,7 +673,8 @@ fn a_broken_link_is_replaced() {
     let (socket, listener) = PrivateSocket::bind().unwrap();
     let server = std::thread::spawn(move || {
         let accept = |listener: &UnixListener| listener.accept().unwrap().0;
-        let first: Vec<_> = (0..crate::config::REST_CONNECTIONS).map(|_| accept(&listener)).collect();
+        let first: Vec<_> =
+            (0..crate::config::REST_CONNECTIONS).map(|_| accept(&listener)).collect();
         drop(first);
         let mut second = accept(&listener);
         let mut request = [0; 64];
