@@ -23,6 +23,7 @@ use crossbeam_channel::bounded;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 pub use forward::PEER_HEADER;
+pub(crate) use forward::PrivateSocket;
 pub use head::Head;
 pub use response::Answer;
 
@@ -33,7 +34,7 @@ use crate::config::{
 use crate::rest::{Rest, RestParts};
 use crate::threads::Threads;
 use connection::Arrival;
-use forward::{Links, PrivateSocket};
+use forward::Links;
 use incoming::{Phase, SharedPhase};
 
 /// How long the gate waits when the system has no descriptor or memory for another connection.
@@ -132,8 +133,7 @@ pub struct Gate {
     addr: SocketAddr,
     context: Arc<Context>,
     listener: Arc<TcpListener>,
-    rest: Rest,
-    _socket: PrivateSocket,
+    _rest: Rest,
 }
 
 impl Gate {
@@ -152,17 +152,18 @@ impl Gate {
         let addr = listener.local_addr()?;
         let phase = Arc::new(SharedPhase::default());
         let (socket, private) = PrivateSocket::bind()?;
+        let path = socket.path().to_owned();
         let is_draining = {
             let phase = Arc::clone(&phase);
             move || phase.get() >= Phase::Draining
         };
-        let rest = Rest::start(private, rest, Arc::new(is_draining), threads)?;
+        let rest = Rest::start((socket, private), rest, Arc::new(is_draining), threads)?;
         let context = Arc::new(Context {
             config,
             phase,
             open: AtomicUsize::new(0),
             body_bytes: AtomicUsize::new(0),
-            links: Links::connect(socket.path())?,
+            links: Links::connect(&path)?,
             upgrade,
         });
         let acceptor = Acceptor {
@@ -171,7 +172,7 @@ impl Gate {
             threads: threads.clone(),
         };
         threads.spawn("gate", move || acceptor.run())?;
-        Ok(Self { addr, context, listener, rest, _socket: socket })
+        Ok(Self { addr, context, listener, _rest: rest })
     }
 
     /// The address that it listens on, with the actual port.
@@ -202,7 +203,6 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         self.close();
-        self.rest.end();
     }
 }
 

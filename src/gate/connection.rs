@@ -70,7 +70,8 @@ fn converse(seat: &Seat, arrival: Arrival) -> Option<Upgrade> {
             Ok(head) => head,
             Err(NoHead::Silent) => break Next::Gone,
             Err(NoHead::Late) => {
-                break talk.refuse(None, &Answer::error(408, "request_timeout", "request head is late"));
+                break talk
+                    .refuse(None, &Answer::error(408, "request_timeout", "request head is late"));
             }
             Err(NoHead::Bad(error)) => break talk.refuse(None, &Answer::from(&error)),
         };
@@ -81,10 +82,13 @@ fn converse(seat: &Seat, arrival: Arrival) -> Option<Upgrade> {
         if head.path() == WEBSOCKET_PATH {
             let early = incoming.buffered().to_vec();
             drop(incoming);
-            return stream
-                .set_read_timeout(None)
-                .is_ok()
-                .then_some(Upgrade { stream, head, early, number, peer });
+            return stream.set_read_timeout(None).is_ok().then_some(Upgrade {
+                stream,
+                head,
+                early,
+                number,
+                peer,
+            });
         }
         match talk.request(&head, &mut incoming) {
             Next::Request => {}
@@ -136,9 +140,10 @@ impl Talk<'_> {
     /// Answers with an error, after which the connection ends.
     fn refuse(&mut self, head: Option<&Head>, answer: &Answer) -> Next {
         let mut answer = answer.clone();
-        for (name, value) in
-            cors::headers(&self.context().config.allowed_origins, head.and_then(|h| h.header("origin")))
-        {
+        for (name, value) in cors::headers(
+            &self.context().config.allowed_origins,
+            head.and_then(|h| h.header("origin")),
+        ) {
             answer = answer.with_header(name, value);
         }
         let to_head_request = head.is_some_and(|head| head.method() == "HEAD");

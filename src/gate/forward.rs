@@ -42,7 +42,7 @@ const ANSWER_BYTES: usize = KIB;
 const MAX_ANSWER_HEADERS: usize = 32;
 
 /// A directory that only this user can enter, with the socket in it; removed when dropped.
-pub(super) struct PrivateSocket {
+pub(crate) struct PrivateSocket {
     directory: PathBuf,
     path: PathBuf,
 }
@@ -123,6 +123,11 @@ impl Links {
         Ok(links)
     }
 
+    #[cfg(test)]
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn open(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.path)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
@@ -184,8 +189,7 @@ impl Answered {
     /// Tells the peer that the connection ends.
     pub(super) fn close(&mut self) {
         let before_the_blank_line = self.head_length - 2;
-        self.bytes
-            .splice(before_the_blank_line..before_the_blank_line, *b"Connection: close\r\n");
+        self.bytes.splice(before_the_blank_line..before_the_blank_line, *b"Connection: close\r\n");
     }
 }
 
