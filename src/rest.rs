@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
-use crate::auth::Identity;
+use crate::auth::{Identity, bearer};
 use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
 use crate::gate::{Answer, PEER_HEADER, PrivateSocket};
 use crate::hub::HubHandle;
@@ -271,14 +271,6 @@ fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
 
 fn peer(request: &Request) -> &str {
     header(request, PEER_HEADER).unwrap_or_default()
-}
-
-/// The token of `Authorization: Bearer <token>`; the scheme in any case (RFC 9110, section 11.1).
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ')?;
-    let token = token.trim_matches(' ');
-    let one = !token.is_empty() && !token.contains([' ', '\t', ',']);
-    (scheme.eq_ignore_ascii_case("bearer") && one).then_some(token)
 }
 
 /// tiny_http's own form of an answer. It must not chunk, since the gate reads by Content-Length.
