@@ -170,6 +170,8 @@ impl Gate {
             listener: Arc::clone(&listener),
             context: Arc::clone(&context),
             threads: threads.clone(),
+            number: 0,
+            is_starved: false,
         };
         threads.spawn("gate", move || acceptor.run())?;
         Ok(Self { addr, context, listener, _rest: rest })
@@ -223,51 +225,62 @@ struct Acceptor {
     listener: Arc<TcpListener>,
     context: Arc<Context>,
     threads: Threads,
+    /// Of the last connection.
+    number: u64,
+    /// Whether the last connection found the system without room; told once, not for each.
+    is_starved: bool,
 }
 
 impl Acceptor {
-    fn run(self) {
-        let (mut number, mut failing) = (0, false);
+    fn run(mut self) {
         while self.context.phase.get() < Phase::Closed {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
-                    number += 1;
-                    failing = false;
-                    self.admit(Arrival { stream, peer, number });
+                    self.number += 1;
+                    self.admit(Arrival { stream, peer, number: self.number });
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 // Descriptors or memory are used up; trying again at once would spin.
                 Err(error) => {
-                    if !failing && self.context.phase.get() < Phase::Closed {
-                        log::warn!(error:%; "no connection can be accepted");
+                    if self.context.phase.get() < Phase::Closed {
+                        self.starve("no connection can be accepted", &error);
+                        std::thread::sleep(EXHAUSTED_PAUSE);
                     }
-                    failing = true;
-                    std::thread::sleep(EXHAUSTED_PAUSE);
                 }
             }
         }
     }
 
-    fn admit(&self, arrival: Arrival) {
+    fn admit(&mut self, arrival: Arrival) {
         let Some(seat) = Seat::take(&self.context) else {
             return turn_away(&arrival.stream, "all connections are taken");
         };
         let name = format!("conn-{}", arrival.number);
         // Through a channel, so that a failed spawn leaves the socket here.
         let (hand_over, taken) = bounded(1);
-        let rest = taken.clone();
+        let left = taken.clone();
         let _ = hand_over.try_send(arrival);
         let started = self.threads.spawn_small(name, CONNECTION_STACK_BYTES, move || {
             if let Ok(arrival) = taken.try_recv() {
+                // Else the channel would live as long as a WebSocket.
                 drop(taken);
                 connection::serve(seat, arrival);
             }
         });
-        if let Err(error) = started {
-            log::warn!(error:%; "no thread for a connection");
-            if let Ok(arrival) = rest.try_recv() {
-                turn_away(&arrival.stream, "no thread is left");
+        match started {
+            Ok(()) => self.is_starved = false,
+            Err(error) => {
+                self.starve("no thread is left for a connection", &error);
+                if let Ok(arrival) = left.try_recv() {
+                    turn_away(&arrival.stream, "no thread is left");
+                }
             }
+        }
+    }
+
+    fn starve(&mut self, what: &str, error: &io::Error) {
+        if !std::mem::replace(&mut self.is_starved, true) {
+            log::warn!(error:%; "{what}");
         }
     }
 }
