@@ -360,12 +360,12 @@ mod tests {
                 200 - 12 - 72 - 16,
                 "RLIMIT_NOFILE",
             ),
-            (SystemLimits { memory_maps: quota(16_530, 530), ..machine }, 3095, "vm.max_map_count"),
-            (SystemLimits { threads_max: quota(4400, 400), ..machine }, 3095, "kernel.threads-max"),
-            (SystemLimits { user_threads: quota(4400, 400), ..machine }, 3095, "RLIMIT_NPROC"),
+            (SystemLimits { memory_maps: quota(16_530, 530), ..machine }, 3096, "vm.max_map_count"),
+            (SystemLimits { threads_max: quota(4400, 400), ..machine }, 3096, "kernel.threads-max"),
+            (SystemLimits { user_threads: quota(4400, 400), ..machine }, 3096, "RLIMIT_NPROC"),
             (
                 SystemLimits { cgroup_threads: quota(4400, 400), ..machine },
-                3095,
+                3096,
                 "pids.max of the cgroup",
             ),
         ];

@@ -275,3 +275,22 @@ impl Drop for Held<'_> {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_share_a_budget_and_give_it_back() {
+        let total = AtomicUsize::new(0);
+        let mut first = Held::new(&total);
+        assert_eq!(first.grow(BODY_BUDGET_BYTES), Ok(()));
+        let mut second = Held::new(&total);
+        assert_eq!(second.grow(1).map_err(|answer| answer.status()), Err(503));
+        drop(second);
+        first.shrink(1);
+        assert_eq!(Held::new(&total).grow(1), Ok(()));
+        drop(first);
+        assert_eq!(total.into_inner(), 0);
+    }
+}

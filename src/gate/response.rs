@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(answer.closing_bytes(false)).unwrap(),
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\
-             Content-Length: 80\r\nConnection: close\r\n\r\n\
+             Content-Length: 74\r\nConnection: close\r\n\r\n\
              {\"status\":\"error\",\"error\":\"service_unavailable\",\"message\":\"say \\\"later\\\"\"}"
         );
         assert!(answer.closing_bytes(true).ends_with(b"\r\n\r\n"));
