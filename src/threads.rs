@@ -156,7 +156,7 @@ mod tests {
     fn waiting_ends_with_the_last_thread_or_names_those_left() {
         let threads = Threads::default();
         let (go, gone) = bounded::<()>(0);
-        threads.spawn("slow", move || drop(gone.recv())).unwrap();
+        threads.spawn("slow", move || _ = gone.recv()).unwrap();
         threads.spawn_small("quick", 64 * 1024, || ()).unwrap();
         let far = Instant::now() + Duration::from_secs(10);
         threads.wait(far, |name| name == "quick").unwrap();

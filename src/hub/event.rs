@@ -1,5 +1,6 @@
 //! What comes to the hub: the closed set of events, and the handle that sends them.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
@@ -99,16 +100,24 @@ pub enum Event {
     Close(ConnectionKey, Close),
     /// The reader has ended: it reads nothing any more.
     ReaderEnded(ConnectionKey),
-    /// The writer has ended.
-    WriterEnded(ConnectionKey),
+    /// A writer has ended.
+    WriterEnded {
+        /// Its connection.
+        key: ConnectionKey,
+        /// Whether a send failed.
+        broken: bool,
+    },
     /// Notifications of this instance; the answer has a count of connections for each.
     Notify(Vec<Delivery>, Sender<Vec<usize>>),
     /// A message that came through the broker.
     Remote(Delivery),
     /// Who is here.
     Census(Sender<Census>),
-    /// Close everything: no new place, Close 1001 behind what is queued.
-    Shutdown,
+    /// Close everything: no new place, Close 1001 behind what is queued. The sender is dropped when
+    /// the last connection has ended.
+    Shutdown(Sender<Infallible>),
+    /// End the hub's loop; everyone else has ended.
+    Stop,
 }
 
 /// Who is here, for `GET /admin/clients`.
