@@ -25,6 +25,22 @@ use crate::logging::dropped_lines;
 /// Media type of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Why handshakes and connections are refused.
+const REFUSALS: [&str; 9] = [
+    "bad_request",
+    "connection_cap",
+    "invalid_token",
+    "missing_token",
+    "no_thread",
+    "origin_not_allowed",
+    "shutting_down",
+    "token_expired",
+    "too_many_connections",
+];
+/// What becomes of requests to `/api/notify`.
+const NOTIFY_RESULTS: [&str; 5] =
+    ["bad_request", "forbidden", "sent", "unauthorized", "unavailable"];
+
 /// A counter with one label; clones share it.
 #[derive(Debug, Clone)]
 pub struct CountBy {
@@ -33,8 +49,13 @@ pub struct CountBy {
 }
 
 impl CountBy {
-    fn new(label: &'static str) -> Self {
-        Self { label, family: Family::default() }
+    /// All kinds stand in the text from the start, so that a rate sees the first of each.
+    fn new(label: &'static str, kinds: &[&'static str]) -> Self {
+        let family = Family::default();
+        for kind in kinds {
+            family.get_or_create_owned(&[(label, *kind)]);
+        }
+        Self { label, family }
     }
 
     /// Counts one of this kind.
@@ -54,7 +75,10 @@ pub struct Counters {
 
 impl Default for Counters {
     fn default() -> Self {
-        Self { refused: CountBy::new("reason"), notify_requests: CountBy::new("result") }
+        Self {
+            refused: CountBy::new("reason", &REFUSALS),
+            notify_requests: CountBy::new("result", &NOTIFY_RESULTS),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Routes and handlers on tiny_http, which only the gate talks to (DESIGN section 5).
 
 pub mod clients;
+pub mod console;
 pub mod cors;
 pub mod notify;
 
@@ -133,12 +134,13 @@ impl Access {
 }
 
 /// All paths.
-const ROUTES: [(&str, Access, Handler); 5] = [
+const ROUTES: [(&str, Access, Handler); 6] = [
     ("/health", Access::Read, Handlers::health),
     ("/ready", Access::Read, Handlers::ready),
     ("/api/notify", Access::Write, Handlers::notify),
     ("/admin/clients", Access::Read, Handlers::clients),
     ("/metrics", Access::Read, Handlers::metrics),
+    ("/console", Access::Read, |_, _| console::page()),
 ];
 
 impl Handlers {

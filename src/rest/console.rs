@@ -39,7 +39,8 @@ pub fn page() -> Answer {
 /// the browser, when there is none.
 fn content(element: &str) -> &'static str {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
-    let inside = PAGE.split_once(open.as_str()).and_then(|(_, rest)| rest.split_once(close.as_str()));
+    let inside =
+        PAGE.split_once(open.as_str()).and_then(|(_, rest)| rest.split_once(close.as_str()));
     inside.map_or("", |(inside, _)| inside)
 }
 
@@ -59,7 +60,14 @@ mod tests {
         }
         // Browsers hash the text after they have turned CRLF into LF.
         assert!(!PAGE.contains('\r'));
-        for inline in [" style=\"", " onclick=\"", " onload=\"", "innerHTML", "localStorage", "sessionStorage"] {
+        for inline in [
+            " style=\"",
+            " onclick=\"",
+            " onload=\"",
+            "innerHTML",
+            "localStorage",
+            "sessionStorage",
+        ] {
             assert!(!PAGE.contains(inline), "{inline}");
         }
     }
