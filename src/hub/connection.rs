@@ -143,7 +143,8 @@ impl Connection {
         }
         let last_byte = activity.last_byte.get();
         if last_byte != Moment::NEVER && now.since(last_byte) >= ping_interval {
-            match self.pinged.filter(|pinged| *pinged >= last_byte) {
+            // A ping follows at least an interval of silence, so that a byte of its own millisecond answers it.
+            match self.pinged.filter(|pinged| *pinged > last_byte) {
                 None => return Some(Due::Ping),
                 Some(pinged) if now.since(pinged) >= ping_interval => {
                     return Some(Due::Cut(End::DeadPeer));

@@ -473,6 +473,18 @@ fn silence_is_pinged_then_cut_and_rests_while_the_backend_is_asked() {
 }
 
 #[test]
+fn an_answer_within_the_millisecond_of_the_ping_counts() {
+    let mut bench = Bench::new();
+    let quick = bench.connect("a", "");
+    for seconds in [30, 60, 90] {
+        bench.tick(seconds);
+        assert_eq!(quick.peer.taken(), ["ping"]);
+        quick.peer.activity.last_byte.set(Moment::from_millis(seconds * 1000));
+    }
+    assert!(!quick.peer.is_cut());
+}
+
+#[test]
 fn an_expired_token_closes_and_an_unfinished_message_cuts() {
     let mut bench = Bench::new();
     let (a, b) = (bench.connect("a", ""), bench.connect("b", ""));
