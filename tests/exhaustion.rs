@@ -1,0 +1,266 @@
+//! Verifies that a service which runs out of connections, descriptors or threads refuses what is new,
+//! keeps what it has, answers health where it can, and heals.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+use support::{Client, Service, connect, handshake, read_to_end, token, until};
+
+/// Tries to connect; the client, or the refusal's head.
+fn attempt(service: &Service, user: &str) -> Result<Client, String> {
+    let request = handshake("/ws", &format!("Authorization: Bearer {}\r\n", token(user, "")));
+    match Client::try_connect(service.addr(), &request) {
+        Some(client) if client.head.starts_with("HTTP/1.1 101 ") => Ok(client),
+        Some(client) => Err(client.head),
+        None => Err(String::new()),
+    }
+}
+
+/// Connects up to `most` clients, until the service refuses one with 503.
+fn fill(service: &Service, most: usize) -> Vec<Client> {
+    let mut clients = Vec::new();
+    for n in 0..most {
+        match attempt(service, &format!("u{n}")) {
+            Ok(client) => clients.push(client),
+            Err(head) => {
+                assert!(head.starts_with("HTTP/1.1 503 "), "{head:?}");
+                assert!(head.contains("Retry-After: 1\r\n"), "{head}");
+                return clients;
+            }
+        }
+    }
+    panic!("{most} clients were all taken");
+}
+
+/// What must hold of a service that is full of these clients, and when they leave.
+fn assert_full_and_heals(service: &mut Service, mut clients: Vec<Client>) {
+    for path in ["/health", "/ready"] {
+        assert_eq!(service.http("GET", path, None, "").status, 200, "{path}, from the reserve");
+    }
+    let metrics = service.http("GET", "/metrics", Some(&token("ops", "admin")), "");
+    assert_eq!(metrics.status, 200, "/metrics, from the reserve");
+    let refused = service.http("GET", "/admin/clients", Some(&token("ops", "admin")), "");
+    assert_eq!((refused.status, refused.headers["retry-after"].as_str()), (503, "1"));
+    let (last, rest) = clients.split_last_mut().unwrap();
+    last.join("lobby");
+    for client in rest {
+        client.join("lobby");
+    }
+    clients[0].broadcast("lobby", &json!("full"));
+    for client in &mut clients {
+        assert_eq!(client.json()["body"], "full");
+    }
+    drop(clients);
+    until("it heals", || attempt(service, "again").is_ok());
+    until("it is empty", || service.threads_named("conn-") == 0);
+    service.assert_serves();
+    assert!(!service.has_ended());
+}
+
+#[test]
+fn more_than_max_connections_get_503() {
+    let mut service = Service::with(&[("MAX_CONNECTIONS", "20")]);
+    let before = service.at_rest();
+    for _ in 0..2 {
+        let clients = fill(&service, 21);
+        assert_eq!(clients.len(), 20);
+        assert_full_and_heals(&mut service, clients);
+        service.assert_recovers(before);
+    }
+}
+
+#[test]
+fn silent_peers_hold_the_reserve_only_for_a_while() {
+    let mut service = Service::with(&[("MAX_CONNECTIONS", "10"), ("HEAD_TIMEOUT", "30s")]);
+    let before = service.at_rest();
+    let clients = fill(&service, 11);
+    let silent: Vec<TcpStream> = (0..100).map(|_| connect(service.addr())).collect();
+    // Beyond the reserve the answer is 503 too, at once.
+    let mut turned_away = silent.last().unwrap();
+    turned_away.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let text = read_to_end(&mut turned_away.try_clone().unwrap());
+    assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("Retry-After"), "{text}");
+    until("health is answered again", || {
+        let mut stream = connect(service.addr());
+        let request = "GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).is_ok()
+            && read_to_end(&mut stream).starts_with("HTTP/1.1 200 ")
+    });
+    assert_full_and_heals(&mut service, clients);
+    drop(silent);
+    service.assert_recovers(before);
+}
+
+#[test]
+fn few_descriptors_are_planned_for() {
+    let wrapper = ["sh", "-c", r#"ulimit -n 200; exec "$0""#];
+    let mut service = Service::spawn(Service::command_behind(&wrapper, &[]));
+    assert!(service.log_line("lowered to").contains("RLIMIT_NOFILE is 200"));
+    let before = service.at_rest();
+    for _ in 0..2 {
+        let clients = fill(&service, 200);
+        assert!(clients.len() >= 50, "only {} connections", clients.len());
+        assert_full_and_heals(&mut service, clients);
+        service.assert_recovers(before);
+    }
+}
+
+#[test]
+fn descriptors_used_up_stop_the_accepting_only() {
+    let mut service = Service::start();
+    let mut pair = [service.client("a", ""), service.client("b", "")];
+    pair.iter_mut().for_each(|client| client.join("lobby"));
+    let before = service.descriptors();
+    set_limit(&service, "--nofile", before);
+    // They wait in the kernel's backlog; an accept for one of them fails.
+    let waiting: Vec<_> = (0..20).map(|_| connect(service.addr())).collect();
+    service.log_line("no connection can be accepted");
+    for n in 0..20 {
+        pair[0].broadcast("lobby", &json!(n));
+        pair.iter_mut().for_each(|client| assert_eq!(client.json()["body"], n));
+    }
+    drop(waiting);
+    set_limit(&service, "--nofile", 10_000);
+    service.assert_serves();
+    assert!(!service.has_ended());
+    let lines = service.log().iter().filter(|line| line.contains("be accepted")).count();
+    assert!(lines < 10, "{lines} lines for one shortage");
+}
+
+/// Sets a soft and hard limit of the running service.
+fn set_limit(service: &Service, limit: &str, value: usize) {
+    let status = Command::new("prlimit")
+        .args(["--pid", &service.pid().to_string(), &format!("{limit}={value}:20000")])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+/// A pids cgroup of the test's own, of whichever version there is.
+struct PidsGroup(PathBuf);
+
+impl PidsGroup {
+    /// `None` where the test may not make one.
+    fn new(name: &str, most: usize) -> Option<Self> {
+        let roots = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"];
+        let root =
+            roots.map(Path::new).into_iter().find(|root| root.join("cgroup.procs").exists())?;
+        let group = Self(root.join(format!("realtime_service-{name}-{}", std::process::id())));
+        std::fs::create_dir(&group.0).ok()?;
+        group.limit(most).then_some(group)
+    }
+
+    fn limit(&self, most: usize) -> bool {
+        std::fs::write(self.0.join("pids.max"), most.to_string()).is_ok()
+    }
+
+    fn used(&self) -> usize {
+        std::fs::read_to_string(self.0.join("pids.current")).unwrap().trim().parse().unwrap()
+    }
+
+    fn start(&self, settings: &[(&str, &str)]) -> Service {
+        let procs = self.0.join("cgroup.procs");
+        let enter = format!(r#"echo $$ > {} && exec "$0""#, procs.display());
+        Service::spawn(Service::command_behind(&["sh", "-c", &enter], settings))
+    }
+}
+
+impl Drop for PidsGroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn few_threads_are_planned_for() {
+    let Some(group) = PidsGroup::new("planned", 160) else {
+        println!("skipped: no pids cgroup can be made here");
+        return;
+    };
+    let mut service = group.start(&[]);
+    assert!(service.log_line("lowered to").contains("pids.max of the cgroup is 160"));
+    let before = service.at_rest();
+    for _ in 0..2 {
+        let clients = fill(&service, 160);
+        assert!(clients.len() >= 20, "only {} connections", clients.len());
+        assert_full_and_heals(&mut service, clients);
+        service.assert_recovers(before);
+    }
+    drop(service);
+}
+
+#[test]
+fn threads_used_up_refuse_what_is_new_only() {
+    let Some(group) = PidsGroup::new("used-up", 1000) else {
+        println!("skipped: no pids cgroup can be made here");
+        return;
+    };
+    let mut service = group.start(&[]);
+    let before = service.at_rest();
+    let mut pair = [service.client("a", ""), service.client("b", "")];
+    pair.iter_mut().for_each(|client| client.join("lobby"));
+    let idle_readers = |service: &Service| service.threads_named("conn-") == 2;
+    until("only the pair is here", || idle_readers(&service));
+    // Below what the ceilings planned with: as if a neighbour had taken them all.
+    assert!(group.limit(group.used()));
+    for _ in 0..20 {
+        let head = attempt(&service, "c").err().expect("no thread for it");
+        assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("Retry-After"), "{head:?}");
+    }
+    // A stalled client finds no writer thread, and is cut without harm to the other.
+    let filler =
+        json!({"type": "broadcast", "payload": {"room": "lobby", "body": "x".repeat(7000)}});
+    let no_writer = || service.log().iter().any(|line| line.contains("no writer left"));
+    let (sender, stalled) = pair.split_at_mut(1);
+    until("the stalled one is cut", || {
+        sender[0].send_json(&filler);
+        let text = sender[0].text();
+        assert!(text.contains("xxx") || text.contains("rate_limited"), "{text}");
+        no_writer()
+    });
+    assert!(stalled[0].text().contains("xxx"));
+    sender[0].send(r#"{"type":"leave","payload":{"room":"lobby"}}"#);
+    assert!(group.limit(1000));
+    until("it heals", || attempt(&service, "c").is_ok());
+    assert!(!service.has_ended());
+    drop(pair);
+    service.assert_recovers(before);
+    drop(service);
+}
+
+#[test]
+fn a_user_with_few_threads_is_planned_for() {
+    let wrapper =
+        ["prlimit", "--nproc=160", "setpriv", "--reuid=64321", "--regid=64321", "--clear-groups"];
+    // Only root may become another user, who must be able to reach the binary.
+    let allowed = Command::new(wrapper[0])
+        .args(&wrapper[1..])
+        .args([env!("CARGO_BIN_EXE_realtime_service"), "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !allowed {
+        println!("skipped: the test may not become another user");
+        return;
+    }
+    let mut service = Service::spawn(Service::command_behind(&wrapper, &[]));
+    assert!(service.log_line("lowered to").contains("RLIMIT_NPROC is 160"));
+    let before = service.at_rest();
+    for _ in 0..2 {
+        let clients = fill(&service, 160);
+        assert!(clients.len() >= 20, "only {} connections", clients.len());
+        assert_full_and_heals(&mut service, clients);
+        service.assert_recovers(before);
+    }
+}
