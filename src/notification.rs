@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::config::{MAX_EVENT_BYTES, MAX_NOTIFICATION_BYTES};
 use crate::hub::{Delivery, HubGone, HubHandle, Target};
 use crate::models::{Order, Product};
-use crate::protocol::{Room, notification_frame};
+use crate::protocol::{Room, frame_payload, notification_frame};
 
 /// Event of [`NotificationService::send_order_update`].
 pub const ORDER_UPDATED: &str = "order_updated";
@@ -67,8 +67,9 @@ pub fn notification(target: Target, event: &str, data: &str) -> Result<Delivery,
         return Err(NotifyError::BadEvent);
     }
     let frame = notification_frame(event, data, to(&target));
-    if frame.len() > MAX_NOTIFICATION_BYTES {
-        return Err(NotifyError::TooLarge(frame.len()));
+    let bytes = frame_payload(&frame).len();
+    if bytes > MAX_NOTIFICATION_BYTES {
+        return Err(NotifyError::TooLarge(bytes));
     }
     Ok(Delivery { target, frame })
 }
