@@ -1,9 +1,11 @@
-//! `cargo bench --bench fanout`: the service against the least work that any server of its protocol could do.
+//! `cargo bench --bench fanout`: the service against the least work that any server of its protocol
+//! could do.
 //!
-//! One epoll thread opens the connections, publishes, and checks at every receiver that each message came once and in
-//! order. The *floor* beside it is this binary again, as a bare epoll loop (or, for REST, tiny_http behind a bare
-//! gate) with the same protocol and nothing else. Each scenario runs on fresh processes, floor and service in turn,
-//! so that whatever else the machine does meets both; medians are compared. See [`HELP`] for the arguments.
+//! One epoll thread opens the connections, publishes, and checks at every receiver that each
+//! message came once and in order. The *floor* beside it is this binary again, as a bare epoll loop
+//! (or, for REST, tiny_http behind a bare gate) with the same protocol and nothing else. Each
+//! scenario runs on fresh processes, floor and service in turn, so that whatever else the machine
+//! does meets both; medians are compared. See [`HELP`] for the arguments.
 
 #![allow(
     clippy::indexing_slicing,
@@ -11,13 +13,17 @@
 )]
 
 mod fanout {
+    pub(crate) mod callers;
     pub(crate) mod chart;
+    pub(crate) mod connections;
+    pub(crate) mod figures;
     pub(crate) mod floor;
     pub(crate) mod ledger;
     pub(crate) mod loads;
     pub(crate) mod measure;
     pub(crate) mod report;
     pub(crate) mod rest_floor;
+    pub(crate) mod rooms;
     pub(crate) mod scenarios;
     pub(crate) mod swarm;
     pub(crate) mod target;
@@ -34,7 +40,7 @@ use std::process::ExitCode;
 use lexopt::{Arg, ValueExt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::fanout::loads::{self, Effort};
+use crate::fanout::loads::{self, Effort, Trial};
 use crate::fanout::report::{self, Outcome};
 use crate::fanout::scenarios::{self, Scenario};
 use crate::fanout::target::Side;
@@ -152,7 +158,8 @@ fn measure(arguments: &Arguments) -> Fallible<ExitCode> {
     }
     let missed = report::print(&outcomes, arguments.runs);
     if let Some(path) = &arguments.chart {
-        fs::write(path, chart::svg(&outcomes)).map_err(|error| format!("writing {}: {error}", path.display()))?;
+        fs::write(path, chart::svg(&outcomes))
+            .map_err(|error| format!("writing {}: {error}", path.display()))?;
     }
     Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -176,7 +183,7 @@ fn run(scenario: &'static Scenario, arguments: &Arguments, tokens: &Tokens) -> O
             if side == Side::Floor && !scenario.load.has_floor() {
                 continue;
             }
-            match loads::run(scenario.load, side, tokens, arguments.effort) {
+            match loads::run(scenario.load, Trial { side, tokens, effort: arguments.effort }) {
                 Ok(figures) => outcome.add(side, figures),
                 Err(error) => {
                     eprintln!("{}: {side:?}: {error}", scenario.name);
@@ -188,15 +195,10 @@ fn run(scenario: &'static Scenario, arguments: &Arguments, tokens: &Tokens) -> O
     outcome
 }
 
-/// 10,000 connections need as many descriptors, in this process and in each server that inherits the limit.
+/// 10,000 connections need as many descriptors, in this process and in each server that inherits
+/// the limit.
 fn raise_descriptor_limit() -> Fallible<()> {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    )?;
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! The chart for the README: the service's throughput as a share of the floor's, one row for each scenario.
+//! The chart for the README: the service's throughput as a share of the floor's, one row for each
+//! scenario.
 
 use std::fmt::Write;
 
-use crate::fanout::loads;
+use crate::fanout::figures;
 use crate::fanout::report::{Outcome, number};
 use crate::fanout::scenarios::Bar;
 use crate::fanout::target::Side;
@@ -47,13 +48,18 @@ pub(crate) fn svg(outcomes: &[Outcome]) -> String {
 }
 
 fn row(outcome: &Outcome) -> Option<String> {
-    let throughputs = [(loads::DELIVERIES, loads::DELIVERY_CPU), (loads::NOTIFICATIONS, loads::NOTIFICATION_CPU)];
+    let throughputs = [
+        (figures::DELIVERIES, figures::DELIVERY_CPU),
+        (figures::NOTIFICATIONS, figures::NOTIFICATION_CPU),
+    ];
     let measured = |figure: &str| {
-        let (floor, service) = (outcome.value(Side::Floor, figure), outcome.value(Side::Service, figure));
+        let (floor, service) =
+            (outcome.value(Side::Floor, figure), outcome.value(Side::Service, figure));
         (!floor.is_nan() && !service.is_nan()).then_some((floor, service))
     };
-    let ((floor, service), cpu) =
-        throughputs.iter().find_map(|(figure, cpu)| Some((measured(figure)?, outcome.value(Side::Service, cpu))))?;
+    let ((floor, service), cpu) = throughputs
+        .iter()
+        .find_map(|(figure, cpu)| Some((measured(figure)?, outcome.value(Side::Service, cpu))))?;
     let share = service / floor;
     let length = share.min(LONGEST) * FULL;
     let about = outcome.scenario.about;

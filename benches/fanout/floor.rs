@@ -1,12 +1,15 @@
-//! The floor: one epoll loop that does what every server of this protocol must do, and nothing else.
+//! The floor: one epoll loop that does what every server of this protocol must do, and nothing
+//! else.
 //!
-//! It shakes hands, joins, and sends each broadcast to each member: no tokens, no limits, no JSON parser. It takes
-//! all events that wait before it sends, so that several messages cost a member one send.
+//! It shakes hands, joins, and sends each broadcast to each member: no tokens, no limits, no JSON
+//! parser. It takes all events that wait before it sends, so that several messages cost a member
+//! one send.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 
+use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Socket, Type};
@@ -88,7 +91,7 @@ pub(crate) fn run() -> Fallible<()> {
         for event in &events {
             match event.token() {
                 LISTENER => floor.accept_waiting()?,
-                Token(number) => floor.serve(number, event.is_writable(), &mut scratch)?,
+                Token(number) => floor.serve(number, event, &mut scratch)?,
             }
         }
         floor.flush();
@@ -122,9 +125,9 @@ impl Floor {
     }
 
     /// Takes what `number` has sent, and sends it what waited for its socket.
-    fn serve(&mut self, number: usize, is_writable: bool, scratch: &mut [u8]) -> Fallible<()> {
+    fn serve(&mut self, number: usize, event: &Event, scratch: &mut [u8]) -> Fallible<()> {
         while let Some(peer) = &mut self.peers[number] {
-            if is_writable && !peer.unsent.is_empty() {
+            if event.is_writable() && !peer.unsent.is_empty() {
                 let waiting = std::mem::take(&mut peer.unsent);
                 peer.send(&waiting);
             }
@@ -139,7 +142,8 @@ impl Floor {
                         self.take(number, &bytes)
                     };
                     bytes?;
-                    if count < scratch.len() {
+                    // The socket is empty now, but for an end of the stream, which the event tells.
+                    if count < scratch.len() && !event.is_read_closed() {
                         return Ok(());
                     }
                 }
@@ -184,13 +188,20 @@ impl Floor {
             self.remove(number);
             return Ok(());
         }
-        let message = Message::read(text).ok_or_else(|| format!("the floor does not know {}", text.escape_ascii()))?;
+        let message = Message::read(text)
+            .ok_or_else(|| format!("the floor does not know {}", text.escape_ascii()))?;
         match message {
             Message::Join(name) => self.join(number, name),
             Message::Broadcast(name, body) => {
                 let timestamp = self.timestamp.get_or_insert_with(now);
-                let text = format!("{{\"from\":\"conn-{number}\",\"room\":\"{name}\",\"ts\":\"{timestamp}\",\"body\":{body}}}");
-                let room = self.room_numbers.get(name).copied().ok_or_else(|| format!("nobody is in {name}"))?;
+                let text = format!(
+                    "{{\"from\":\"conn-{number}\",\"room\":\"{name}\",\"ts\":\"{timestamp}\",\"body\":{body}}}"
+                );
+                let room = self
+                    .room_numbers
+                    .get(name)
+                    .copied()
+                    .ok_or_else(|| format!("nobody is in {name}"))?;
                 let frames = &mut self.rooms[room].frames;
                 if frames.is_empty() {
                     self.touched.push(room);
@@ -243,13 +254,10 @@ impl Floor {
 }
 
 impl Peer {
-    /// Sends without waiting; what does not fit waits for the socket. A broken socket shows when it is next read.
+    /// Sends without waiting; what does not fit waits for the socket. A broken socket shows when it
+    /// is next read.
     fn send(&mut self, bytes: &[u8]) {
-        let sent = if self.unsent.is_empty() {
-            self.stream.write(bytes).unwrap_or(0)
-        } else {
-            0
-        };
+        let sent = if self.unsent.is_empty() { self.stream.write(bytes).unwrap_or(0) } else { 0 };
         self.unsent.extend_from_slice(&bytes[sent..]);
     }
 }
@@ -307,7 +315,8 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The 101 for the upgrade request at the front of `bytes`, and its length; `None` while it is incomplete.
+/// The 101 for the upgrade request at the front of `bytes`, and its length; `None` while it is
+/// incomplete.
 pub(crate) fn answer_upgrade(bytes: &[u8]) -> Fallible<Option<(String, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 16];
     let mut request = httparse::Request::new(&mut headers);

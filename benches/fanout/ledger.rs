@@ -75,15 +75,10 @@ impl Ledger {
         self.streams.len() - 1
     }
 
-    /// The next member (numbered like the connections of its swarm), which hears `streams`; `near` is the publisher
-    /// on its own instance.
+    /// The next member (numbered like the connections of its swarm), which hears `streams`; `near`
+    /// is the publisher on its own instance.
     pub(crate) fn add_member(&mut self, streams: [usize; PUBLISHERS], near: u8, tail_bytes: usize) {
-        self.members.push(Member {
-            streams,
-            next: [0; PUBLISHERS],
-            tail_bytes,
-            near,
-        });
+        self.members.push(Member { streams, next: [0; PUBLISHERS], tail_bytes, near });
     }
 
     fn now_ns(&self, at: Instant) -> u64 {
@@ -102,10 +97,7 @@ impl Ledger {
         let stream = &mut self.streams[stream];
         let sequence = stream.published;
         let slot = sequence as usize % stream.flights.len();
-        stream.flights[slot] = Flight {
-            missing: stream.members,
-            sent_ns,
-        };
+        stream.flights[slot] = Flight { missing: stream.members, sent_ns };
         stream.published += 1;
         sequence
     }
@@ -126,7 +118,9 @@ impl Ledger {
         let stream = &mut self.streams[stream_number];
         if stamp.sequence != *next || stamp.sequence >= stream.published {
             let due = *next;
-            return Err(format!("member {number}: message {due} was due, and {stamp:?} came").into());
+            return Err(
+                format!("member {number}: message {due} was due, and {stamp:?} came").into()
+            );
         }
         *next += 1;
         let slot = stamp.sequence as usize % stream.flights.len();

@@ -19,11 +19,7 @@ pub(crate) struct Histogram {
 impl Histogram {
     pub(crate) fn new() -> Self {
         let doublings = u64::from(u64::BITS - SUB_BUCKET_BITS + 1);
-        Self {
-            counts: vec![0; (doublings * SUB_BUCKETS) as usize],
-            samples: 0,
-            max_ns: 0,
-        }
+        Self { counts: vec![0; (doublings * SUB_BUCKETS) as usize], samples: 0, max_ns: 0 }
     }
 
     /// Nanoseconds below `SUB_BUCKETS` have a bucket each; above, the leading bits name the bucket.
@@ -44,7 +40,8 @@ impl Histogram {
         self.max_ns = self.max_ns.max(ns);
     }
 
-    /// The duration that a share `of_samples` (0 to 1) stays below, in microseconds; 0 without samples.
+    /// The duration that a share `of_samples` (0 to 1) stays below, in microseconds; 0 without
+    /// samples.
     pub(crate) fn quantile_us(&self, of_samples: f64) -> f64 {
         let rank = (self.samples as f64 * of_samples).ceil() as u64;
         let mut seen = 0;
@@ -73,10 +70,12 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Kernel ticks per second in /proc: the same on every Linux that Rust's std supports with these files.
+/// Kernel ticks per second in /proc: the same on every Linux that Rust's std supports with these
+/// files.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// CPU time that all threads of process `pid` have used, ended ones too, in steps of 10 ms (proc(5), `stat`).
+/// CPU time that all threads of process `pid` have used, ended ones too, in steps of 10 ms
+/// (proc(5), `stat`).
 pub(crate) fn cpu_time(pid: u32) -> Fallible<Duration> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path)?;
@@ -85,7 +84,9 @@ pub(crate) fn cpu_time(pid: u32) -> Fallible<Duration> {
     let ticks = |field: Option<&str>| field.and_then(|value| value.parse::<u64>().ok());
     let mut times = fields.split_ascii_whitespace().skip(11);
     match (ticks(times.next()), ticks(times.next())) {
-        (Some(user), Some(system)) => Ok(Duration::from_secs_f64((user + system) as f64 / TICKS_PER_SECOND)),
+        (Some(user), Some(system)) => {
+            Ok(Duration::from_secs_f64((user + system) as f64 / TICKS_PER_SECOND))
+        }
         _ => Err(format!("{path} is not as proc(5) says: {stat}").into()),
     }
 }

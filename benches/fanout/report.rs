@@ -1,6 +1,6 @@
 //! What was measured: medians over the runs, set against the floor and the bars, as one table.
 
-use crate::fanout::loads::Figure;
+use crate::fanout::figures::Figure;
 use crate::fanout::measure::median;
 use crate::fanout::scenarios::{Bar, Scenario};
 use crate::fanout::target::Side;
@@ -27,12 +27,7 @@ pub(crate) struct Line {
 
 impl Outcome {
     pub(crate) fn new(scenario: &'static Scenario) -> Self {
-        Self {
-            scenario,
-            floor: Vec::new(),
-            service: Vec::new(),
-            failures: Vec::new(),
-        }
+        Self { scenario, floor: Vec::new(), service: Vec::new(), failures: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, side: Side, figures: Vec<Figure>) {
@@ -54,7 +49,9 @@ impl Outcome {
         };
         let values: Vec<f64> = runs
             .iter()
-            .filter_map(|figures| figures.iter().find(|(name, _)| *name == figure).map(|(_, value)| *value))
+            .filter_map(|figures| {
+                figures.iter().find(|(name, _)| *name == figure).map(|(_, value)| *value)
+            })
             .collect();
         median(&values)
     }
@@ -70,7 +67,8 @@ impl Outcome {
     fn line(&self, figure: &'static str, all: &[Self]) -> Line {
         let (floor, service) = (self.value(Side::Floor, figure), self.value(Side::Service, figure));
         let bar = self.scenario.bar(figure);
-        let against = |other: f64, is_met: bool| (!service.is_nan() && !other.is_nan()).then_some(is_met);
+        let against =
+            |other: f64, is_met: bool| (!service.is_nan() && !other.is_nan()).then_some(is_met);
         let met = bar.and_then(|bar| match bar {
             Bar::OfFloorAtLeast(share) => against(floor, service >= floor * share),
             Bar::OfFloorAtMost(share) => against(floor, service <= floor * share),
@@ -82,13 +80,7 @@ impl Outcome {
                 against(single, service >= single * times)
             }
         });
-        Line {
-            figure,
-            floor,
-            service,
-            bar,
-            met,
-        }
+        Line { figure, floor, service, bar, met }
     }
 }
 
@@ -116,10 +108,16 @@ pub(crate) fn number(value: f64) -> String {
         _ => 0,
     };
     let text = format!("{value:.decimals$}");
-    let (whole, fraction) = text.split_once('.').map_or((text.as_str(), ""), |(whole, _)| (whole, &text[whole.len()..]));
+    let (whole, fraction) = text
+        .split_once('.')
+        .map_or((text.as_str(), ""), |(whole, _)| (whole, &text[whole.len()..]));
     let mut grouped = String::new();
     for (at, digit) in whole.chars().enumerate() {
-        if at > 0 && digit.is_ascii_digit() && (whole.len() - at).is_multiple_of(3) && !grouped.ends_with('-') {
+        if at > 0
+            && digit.is_ascii_digit()
+            && (whole.len() - at).is_multiple_of(3)
+            && !grouped.ends_with('-')
+        {
             grouped.push(',');
         }
         grouped.push(digit);
@@ -130,12 +128,17 @@ pub(crate) fn number(value: f64) -> String {
 /// Prints the table; returns how many bars were missed.
 pub(crate) fn print(outcomes: &[Outcome], runs: usize) -> usize {
     let mut missed = 0;
-    println!("\nMedians of {runs} interleaved runs. Every message was checked at every receiver: once, and in order.\n");
+    println!(
+        "\nMedians of {runs} interleaved runs. Every message was checked at every receiver: once, and in order.\n"
+    );
     println!(
         "| {:<16} | {:<36} | {:>10} | {:>10} | {:>6} | {:<18} | {:<4} |",
         "scenario", "figure", "floor", "service", "ratio", "bar", ""
     );
-    println!("|{:-<18}|{:-<38}|{:->12}|{:->12}|{:->8}|{:-<20}|{:-<6}|", "", "", ":", ":", ":", "", "");
+    println!(
+        "|{:-<18}|{:-<38}|{:->12}|{:->12}|{:->8}|{:-<20}|{:-<6}|",
+        "", "", ":", ":", ":", "", ""
+    );
     for outcome in outcomes {
         let mut name = outcome.scenario.name;
         for line in outcome.lines(outcomes) {

@@ -1,10 +1,11 @@
 //! The floor of REST: tiny_http behind a bare gate, with delivery to the room and nothing else.
 //!
-//! The gate is a thread per connection that reads a request whole, sends it over one of four persistent connections
-//! to tiny_http on a Unix socket, and passes the answer on. No tokens, no checks, no limits.
+//! The gate is a thread per connection that reads a request whole, sends it over one of four
+//! persistent connections to tiny_http on a Unix socket, and passes the answer on. No tokens, no
+//! checks, no limits.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -99,11 +100,15 @@ fn pass_requests(
     }
 }
 
-/// Reads a head and the body that it announces; false at the end of the stream.
+/// Reads a head and the body that it announces; false at the end of the stream, which may be a
+/// reset.
 fn read_unit(stream: &mut impl Read, bytes: &mut Vec<u8>) -> Fallible<bool> {
     let mut chunk = [0; READ_BYTES];
     loop {
-        let count = stream.read(&mut chunk)?;
+        let count = match stream.read(&mut chunk) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            other => other?,
+        };
         if count == 0 {
             return Ok(false);
         }
@@ -158,7 +163,8 @@ fn serve(server: &Server, rooms: &Rooms) {
     while let Ok(mut request) = server.recv() {
         let (status, text) = match notify(&mut request, rooms) {
             Ok(delivered) => {
-                let text = "{\"status\":\"success\",\"message\":\"Notification sent\",\"delivered\":";
+                let text =
+                    "{\"status\":\"success\",\"message\":\"Notification sent\",\"delivered\":";
                 (200, format!("{text}{delivered}}}"))
             }
             Err(error) => (400, error.to_string()),

@@ -1,6 +1,8 @@
 //! The scenarios and their bars.
 
-use crate::fanout::loads::{self, Load};
+use crate::fanout::figures;
+use crate::fanout::loads::Load;
+use crate::fanout::rooms::Shape;
 
 /// What a figure must be.
 #[derive(Clone, Copy, Debug)]
@@ -33,17 +35,13 @@ impl Scenario {
 }
 
 const fn fan_out(rooms: usize, members: usize, in_flight: usize) -> Load {
-    Load::FanOut {
-        rooms,
-        members,
-        in_flight,
-    }
+    Load::FanOut(Shape { rooms, members, in_flight })
 }
 
 /// Throughput and CPU against the floor, for the many members of one room.
 const LARGE_ROOM: &[(&str, Bar)] = &[
-    (loads::DELIVERIES, Bar::OfFloorAtLeast(0.90)),
-    (loads::DELIVERY_CPU, Bar::OfFloorAtMost(1.15)),
+    (figures::DELIVERIES, Bar::OfFloorAtLeast(0.90)),
+    (figures::DELIVERY_CPU, Bar::OfFloorAtMost(1.15)),
 ];
 
 /// All, in the order in which they run.
@@ -53,8 +51,8 @@ pub(crate) const ALL: &[Scenario] = &[
         about: "100 members, 1 in flight",
         load: fan_out(1, 100, 1),
         bars: &[
-            (loads::DELIVERIES, Bar::OfFloorAtLeast(0.95)),
-            (loads::DELIVERY_CPU, Bar::OfFloorAtMost(1.10)),
+            (figures::DELIVERIES, Bar::OfFloorAtLeast(0.95)),
+            (figures::DELIVERY_CPU, Bar::OfFloorAtMost(1.10)),
         ],
     },
     Scenario {
@@ -62,8 +60,8 @@ pub(crate) const ALL: &[Scenario] = &[
         about: "100 members, 64 in flight",
         load: fan_out(1, 100, 64),
         bars: &[
-            (loads::DELIVERIES, Bar::OfFloorAtLeast(0.90)),
-            (loads::DELIVERY_CPU, Bar::OfFloorAtMost(1.25)),
+            (figures::DELIVERIES, Bar::OfFloorAtLeast(0.90)),
+            (figures::DELIVERY_CPU, Bar::OfFloorAtMost(1.25)),
         ],
     },
     Scenario {
@@ -89,42 +87,42 @@ pub(crate) const ALL: &[Scenario] = &[
         about: "500 rooms of two, 1 in flight in each",
         load: fan_out(500, 2, 1),
         bars: &[
-            (loads::DELIVERIES, Bar::OfFloorAtLeast(0.70)),
-            (loads::DELIVERY_CPU, Bar::OfFloorAtMost(1.60)),
+            (figures::DELIVERIES, Bar::OfFloorAtLeast(0.70)),
+            (figures::DELIVERY_CPU, Bar::OfFloorAtMost(1.60)),
         ],
     },
     Scenario {
         name: "notify-1",
         about: "REST notify, 1 keep-alive connection",
         load: Load::Notify { callers: 1, batch: 1 },
-        bars: &[(loads::NOTIFICATIONS, Bar::OfFloorAtLeast(0.85))],
+        bars: &[(figures::NOTIFICATIONS, Bar::OfFloorAtLeast(0.85))],
     },
     Scenario {
         name: "notify-16",
         about: "REST notify, 16 keep-alive connections",
         load: Load::Notify { callers: 16, batch: 1 },
-        bars: &[(loads::NOTIFICATIONS, Bar::OfFloorAtLeast(0.85))],
+        bars: &[(figures::NOTIFICATIONS, Bar::OfFloorAtLeast(0.85))],
     },
     Scenario {
         name: "notify-1-batch",
         about: "REST notify in batches of 100, 1 keep-alive connection",
         load: Load::Notify { callers: 1, batch: 100 },
-        bars: &[(loads::NOTIFICATIONS, Bar::TimesOf("notify-1", 10.0))],
+        bars: &[(figures::NOTIFICATIONS, Bar::TimesOf("notify-1", 10.0))],
     },
     Scenario {
         name: "notify-16-batch",
         about: "REST notify in batches of 100, 16 keep-alive connections",
         load: Load::Notify { callers: 16, batch: 100 },
-        bars: &[(loads::NOTIFICATIONS, Bar::TimesOf("notify-16", 10.0))],
+        bars: &[(figures::NOTIFICATIONS, Bar::TimesOf("notify-16", 10.0))],
     },
     Scenario {
         name: "idle-10000",
         about: "10,000 connections that say nothing",
         load: Load::Idle { connections: 10_000 },
         bars: &[
-            (loads::MEMORY, Bar::AtMost(64.0)),
+            (figures::MEMORY, Bar::AtMost(64.0)),
             // One each, and a few that come and go with the service itself.
-            (loads::THREADS, Bar::AtMost(1.01)),
+            (figures::THREADS, Bar::AtMost(1.01)),
         ],
     },
     Scenario {
@@ -133,29 +131,26 @@ pub(crate) const ALL: &[Scenario] = &[
         load: Load::Churn { per_second: 1_000 },
         bars: &[
             // The arrivals set the rate; the last one's stay makes it a little less.
-            (loads::CAME_AND_WENT, Bar::AtLeast(950.0)),
-            (loads::LEFT_BEHIND, Bar::AtMost(0.0)),
+            (figures::CAME_AND_WENT, Bar::AtLeast(950.0)),
+            (figures::LEFT_BEHIND, Bar::AtMost(0.0)),
         ],
     },
     Scenario {
         name: "wake-up",
         about: "one message to one client after 100 ms of silence",
         load: Load::WakeUp,
-        bars: &[(loads::P50, Bar::AtMost(150.0))],
+        bars: &[(figures::P50, Bar::AtMost(150.0))],
     },
     Scenario {
         name: "behind-10000",
         about: "a message to another room right behind a broadcast to 10,000",
         load: Load::Behind { members: 10_000 },
-        bars: &[(loads::DELAY_IN_FLUSHES, Bar::AtMost(1.0))],
+        bars: &[(figures::DELAY_IN_FLUSHES, Bar::AtMost(1.0))],
     },
     Scenario {
         name: "two-instances",
         about: "two instances over Redis, 1,000 clients on each, 100 messages/s in turn",
-        load: Load::TwoInstances {
-            clients: 1_000,
-            per_second: 100,
-        },
-        bars: &[(loads::ADDED_P99, Bar::AtMost(5.0))],
+        load: Load::TwoInstances { clients: 1_000, per_second: 100 },
+        bars: &[(figures::ADDED_P99, Bar::AtMost(5.0))],
     },
 ];

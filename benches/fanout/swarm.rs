@@ -1,4 +1,5 @@
-//! The generator's connections, all on one epoll thread: it opens, sends, and hands over what arrives.
+//! The generator's connections, all on one epoll thread: it opens, sends, and hands over what
+//! arrives.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -16,7 +17,8 @@ use crate::fanout::wire::{self, Unit};
 const EVENTS: usize = 1024;
 /// Larger than what a member gets between two reads, so that one read empties its socket.
 const SCRATCH_BYTES: usize = 256 * 1024;
-/// Small, so that 10,000 sockets cannot hold the machine's TCP memory; holds 64 messages in flight with ease.
+/// Small, so that 10,000 sockets cannot hold the machine's TCP memory; holds 64 messages in flight
+/// with ease.
 const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
 /// Connections on their way in at a time: below every listen backlog.
 const OPENING_AT_ONCE: usize = 64;
@@ -63,21 +65,24 @@ impl Swarm {
         })
     }
 
-    /// Opens a connection, which speaks HTTP until the server accepts an upgrade. Returns its number.
+    /// Opens a connection, which speaks HTTP until the server accepts an upgrade. Returns its
+    /// number.
     pub(crate) fn connect(&mut self, address: SocketAddr) -> Fallible<usize> {
-        let mut stream = open_socket(address).map_err(|error| format!("connecting to {address}: {error}"))?;
+        let mut stream =
+            open_socket(address).map_err(|error| format!("connecting to {address}: {error}"))?;
         let link = self.links.len();
         self.poll.registry().register(&mut stream, Token(link), Interest::READABLE)?;
-        self.links.push(Link {
-            stream: Some(stream),
-            speaks: Speaks::Http,
-            partial: Vec::new(),
-        });
+        self.links.push(Link { stream: Some(stream), speaks: Speaks::Http, partial: Vec::new() });
         Ok(link)
     }
 
     /// Opens one connection for each of `rooms`, joined to it; returns the number of the first.
-    pub(crate) fn admit(&mut self, address: SocketAddr, rooms: &[String], tokens: &Tokens) -> Fallible<usize> {
+    pub(crate) fn admit(
+        &mut self,
+        address: SocketAddr,
+        rooms: &[String],
+        tokens: &Tokens,
+    ) -> Fallible<usize> {
         let first = self.links.len();
         let (mut started, mut joined) = (0, 0);
         let mut upgraded = Vec::new();
@@ -115,15 +120,22 @@ impl Swarm {
         };
         match stream.write(bytes) {
             Ok(sent) if sent == bytes.len() => Ok(()),
-            Ok(sent) => Err(format!("connection {link} took {sent} of {} bytes", bytes.len()).into()),
+            Ok(sent) => {
+                Err(format!("connection {link} took {sent} of {} bytes", bytes.len()).into())
+            }
             Err(error) => Err(format!("connection {link} cannot send: {error}").into()),
         }
     }
 
     /// Like [`Self::pump`], when something is due: waits for it, and fails when nothing comes.
-    pub(crate) fn pump_due(&mut self, on_arrival: impl FnMut(Arrival<'_>) -> Fallible<()>) -> Fallible<()> {
+    pub(crate) fn pump_due(
+        &mut self,
+        on_arrival: impl FnMut(Arrival<'_>) -> Fallible<()>,
+    ) -> Fallible<()> {
         if self.pump(PATIENCE, on_arrival)? == 0 {
-            return Err(format!("nothing came for {PATIENCE:?}: a message or answer was lost").into());
+            return Err(
+                format!("nothing came for {PATIENCE:?}: a message or answer was lost").into()
+            );
         }
         Ok(())
     }
@@ -142,7 +154,8 @@ impl Swarm {
         for event in &self.events {
             sockets += 1;
             let link = event.token().0;
-            drain(&mut self.links[link], link, &mut self.scratch, &mut on_arrival)?;
+            let to_the_end = event.is_read_closed();
+            drain(&mut self.links[link], link, to_the_end, &mut self.scratch, &mut on_arrival)?;
         }
         Ok(sockets)
     }
@@ -159,10 +172,12 @@ fn open_socket(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(TcpStream::from_std(socket.into()))
 }
 
-/// Reads what a socket holds. A read that leaves room in the buffer has emptied it (epoll(7)).
+/// Reads what a socket holds. A read that leaves room in the buffer has emptied it (epoll(7)), but
+/// for the end of the stream, which the event tells.
 fn drain(
     link: &mut Link,
     number: usize,
+    to_the_end: bool,
     scratch: &mut [u8],
     on_arrival: &mut impl FnMut(Arrival<'_>) -> Fallible<()>,
 ) -> Fallible<()> {
@@ -170,15 +185,11 @@ fn drain(
         match stream.read(scratch) {
             Ok(0) => {
                 link.stream = None;
-                return on_arrival(Arrival {
-                    link: number,
-                    unit: Unit::End,
-                    at: Instant::now(),
-                });
+                return on_arrival(Arrival { link: number, unit: Unit::End, at: Instant::now() });
             }
             Ok(count) => {
                 take(link, number, &scratch[..count], on_arrival)?;
-                if count < scratch.len() {
+                if count < scratch.len() && !to_the_end {
                     return Ok(());
                 }
             }
@@ -232,7 +243,9 @@ pub(crate) fn is_joined(text: &[u8], room: &str) -> bool {
 pub(crate) fn unexpected(link: usize, unit: &Unit<'_>) -> Box<dyn std::error::Error + Send + Sync> {
     match unit {
         Unit::Text(text) => format!("connection {link} got {}", text.escape_ascii()).into(),
-        Unit::Response { status, body } => format!("connection {link} got {status}: {}", body.escape_ascii()).into(),
+        Unit::Response { status, body } => {
+            format!("connection {link} got {status}: {}", body.escape_ascii()).into()
+        }
         other => format!("connection {link} got {other:?}").into(),
     }
 }

@@ -15,7 +15,8 @@ use crate::fanout::{floor, measure, rest_floor};
 
 /// Names another build of the service to measure, for comparisons of before and after.
 const BINARY_VARIABLE: &str = "REALTIME_SERVICE_BIN";
-/// More than the largest scenario opens, so that no cap decides; the service lowers it to what the system allows.
+/// More than the largest scenario opens, so that no cap decides; the service lowers it to what the
+/// system allows.
 const MAX_CONNECTIONS: &str = "10100";
 const START_DEADLINE: Duration = Duration::from_secs(20);
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
@@ -64,7 +65,8 @@ impl Target {
             (Side::Service, _) => Self::start_service(tokens, None),
             (Side::Floor, Purpose::Rooms) => Self::start_floor(&[floor::ARGUMENT], None),
             (Side::Floor, Purpose::Rest) => {
-                let path = env::temp_dir().join(format!("rest-floor-{}", uuid::Uuid::new_v4().simple()));
+                let path =
+                    env::temp_dir().join(format!("rest-floor-{}", uuid::Uuid::new_v4().simple()));
                 let text = path.to_string_lossy().into_owned();
                 Self::start_floor(&[rest_floor::ARGUMENT, &text], Some(path))
             }
@@ -72,24 +74,26 @@ impl Target {
     }
 
     fn start_floor(arguments: &[&str], socket_path: Option<PathBuf>) -> Fallible<Self> {
-        let mut child = Command::new(env::current_exe()?)
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut child =
+            Command::new(env::current_exe()?).args(arguments).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         let stdout = child.stdout.take();
         let process = Process(child);
         BufReader::new(stdout.ok_or("the floor has no standard output")?).read_line(&mut line)?;
         Ok(Self {
             process,
-            address: line.trim().parse().map_err(|_| format!("the floor said {line:?} for its address"))?,
+            address: line
+                .trim()
+                .parse()
+                .map_err(|_| format!("the floor said {line:?} for its address"))?,
             socket_path,
         })
     }
 
     /// Starts an instance of the service, with the Redis at `redis` where there is one.
     pub(crate) fn start_service(tokens: &Tokens, redis: Option<SocketAddr>) -> Fallible<Self> {
-        let binary = env::var_os(BINARY_VARIABLE).unwrap_or_else(|| env!("CARGO_BIN_EXE_realtime_service").into());
+        let binary = env::var_os(BINARY_VARIABLE)
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_realtime_service").into());
         let address = free_address()?;
         let child = Command::new(&binary)
             // Away from any .env file.
@@ -105,14 +109,12 @@ impl Target {
             .stdout(Stdio::from(io::stderr()))
             .spawn()
             .map_err(|error| format!("starting {}: {error}", binary.display()))?;
-        let target = Self {
-            process: Process(child),
-            address,
-            socket_path: None,
-        };
+        let target = Self { process: Process(child), address, socket_path: None };
         let redis_state = if redis.is_some() { "\"redis\":\"connected\"" } else { "" };
         wait_until(&format!("the service's /health to be 200 with {redis_state:?}"), || {
-            health(address).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200") && answer.contains(redis_state))
+            health(address).is_ok_and(|answer| {
+                answer.starts_with("HTTP/1.1 200") && answer.contains(redis_state)
+            })
         })?;
         Ok(target)
     }
@@ -164,10 +166,7 @@ impl Redis {
         wait_until("redis-server to answer", || {
             ask(address, b"PING\r\n").is_ok_and(|answer| answer.starts_with("+PONG"))
         })?;
-        Ok(Self {
-            _process: process,
-            address,
-        })
+        Ok(Self { _process: process, address })
     }
 }
 

@@ -41,11 +41,7 @@ impl Tokens {
     }
 
     fn mint(&self, user: &str, role: &str) -> Fallible<String> {
-        let claims = Claims {
-            sub: user,
-            role,
-            exp: self.expires,
-        };
+        let claims = Claims { sub: user, role, exp: self.expires };
         Ok(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.key)?)
     }
 

@@ -1,10 +1,12 @@
-//! The client's side of the wire: what the generator sends, prepared once, and what comes back, parsed in place.
+//! The client's side of the wire: what the generator sends, prepared once, and what comes back,
+//! parsed in place.
 
 use std::error::Error;
 
 use crate::Fallible;
 
-/// Every upgrade offers this key, so the answer to expect is a constant (both from RFC 6455, section 1.3).
+/// Every upgrade offers this key, so the answer to expect is a constant (both from RFC 6455,
+/// section 1.3).
 const UPGRADE_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const UPGRADE_ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
@@ -47,10 +49,7 @@ impl Stamp {
             let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
             sum.checked_mul(10)?.checked_add(u32::from(digit))
         })?;
-        Some(Self {
-            sequence,
-            publisher: publisher.checked_sub(b'0')?,
-        })
+        Some(Self { sequence, publisher: publisher.checked_sub(b'0')? })
     }
 }
 
@@ -121,11 +120,7 @@ impl Template {
         let digits_in_payload = start.len() + BODY_START.len();
         let mut mask = MASK;
         mask.rotate_left(digits_in_payload % MASK.len());
-        Self {
-            digits_at: vec![bytes.len() - payload.len() + digits_in_payload],
-            bytes,
-            mask,
-        }
+        Self { digits_at: vec![bytes.len() - payload.len() + digits_in_payload], bytes, mask }
     }
 
     /// One REST request that notifies `room`: of one message as an object, of more as an array.
@@ -153,11 +148,7 @@ impl Template {
             .filter(|(_, window)| *window == BODY_START)
             .map(|(at, _)| at + BODY_START.len())
             .collect();
-        Self {
-            bytes,
-            digits_at,
-            mask: [0; 4],
-        }
+        Self { bytes, digits_at, mask: [0; 4] }
     }
 
     /// Appends the bytes to `out`, with sequence numbers from `first` on.
@@ -198,7 +189,12 @@ pub(crate) fn parse_frame(bytes: &[u8]) -> Fallible<Parsed<'_>> {
         (0..=125, _) => (2, usize::from(*second)),
         (126, [high, low, ..]) => (4, usize::from(u16::from_be_bytes([*high, *low]))),
         (126, _) => return Ok(None),
-        _ => return Err(format!("the server sent a masked or huge frame: {first:#04x} {second:#04x}").into()),
+        _ => {
+            return Err(format!(
+                "the server sent a masked or huge frame: {first:#04x} {second:#04x}"
+            )
+            .into());
+        }
     };
     let Some(payload) = bytes.get(head..head + length) else {
         return Ok(None);
@@ -206,7 +202,9 @@ pub(crate) fn parse_frame(bytes: &[u8]) -> Fallible<Parsed<'_>> {
     let unit = match first {
         0x81 => Unit::Text(payload),
         0x88 => Unit::Close,
-        other => return Err(format!("the server sent a frame that starts with {other:#04x}").into()),
+        other => {
+            return Err(format!("the server sent a frame that starts with {other:#04x}").into());
+        }
     };
     Ok(Some((unit, head + length)))
 }
