@@ -1,5 +1,6 @@
 //! Connections that only come, stay or go.
 
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use crate::fanout::measure::{self, Histogram};
 use crate::fanout::rooms::{Rooms, Shape};
 use crate::fanout::swarm::{self, Swarm};
 use crate::fanout::target::{self, Purpose};
+use crate::fanout::tokens::Tokens;
 use crate::fanout::wire::{self, Unit};
 
 /// Opens connections and leaves them alone: what they cost.
@@ -43,63 +45,100 @@ const CHURN_PATIENCE: Duration = Duration::from_secs(10);
 /// Opens connections at a fixed rate, each of which joins a room and leaves.
 pub(crate) fn churn(rate: u32, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
     let target = trial.start(Purpose::Rooms)?;
-    let rooms: Vec<String> = (0..CHURN_ROOMS).map(|room| format!("room-{room}")).collect();
-    let count = (rate * trial.effort.seconds) as usize;
-    let gap = Duration::from_secs(1) / rate;
     let open = || -> Fallible<u64> { Ok(target.threads()? + target.descriptors()?) };
     let open_before = open()?;
-    let mut swarm = Swarm::new()?;
-    let mut came = Vec::with_capacity(count);
-    let mut until_joined = Histogram::new();
-    let mut gone = 0;
-    let (elapsed, cpu) = figures::measured(&target, || {
-        let start = Instant::now();
-        let (mut upgraded, mut joined) = (Vec::new(), Vec::new());
-        while gone < count {
-            while came.len() < count && start.elapsed() >= gap * came.len() as u32 {
-                came.push(Instant::now());
-                let link = swarm.connect(target.address)?;
-                swarm.send(link, &wire::upgrade(&trial.tokens.client(link)?))?;
-            }
-            swarm.pump(Duration::from_millis(1), |arrival| {
-                let link = arrival.link;
-                match arrival.unit {
-                    Unit::Upgraded => upgraded.push(link),
-                    Unit::Text(text) if swarm::is_joined(text, &rooms[link % CHURN_ROOMS]) => {
-                        until_joined
-                            .record(arrival.at.duration_since(came[link]).as_nanos() as u64);
-                        joined.push(link);
-                    }
-                    Unit::Close => {}
-                    Unit::End => gone += 1,
-                    other => return Err(swarm::unexpected(link, &other)),
-                }
-                Ok(())
-            })?;
-            for link in upgraded.drain(..) {
-                swarm.send(link, &wire::join(&rooms[link % CHURN_ROOMS]))?;
-            }
-            for link in joined.drain(..) {
-                swarm.send(link, &wire::close())?;
-            }
-            if start.elapsed() > gap * count as u32 + CHURN_PATIENCE {
-                return Err(
-                    format!("{} of {count} connections came and {gone} went", came.len()).into()
-                );
-            }
-        }
-        Ok(())
-    })?;
+    let count = (rate * trial.effort.seconds) as usize;
+    let mut passers = Passers::new(target.address)?;
+    let (elapsed, cpu) = figures::measured(&target, || passers.run(rate, count, trial.tokens))?;
     // The last threads may still be ending.
     let settled = target::wait_until("threads and descriptors to be as before", || {
         open().is_ok_and(|now| now <= open_before)
     });
-    let left_behind = if settled.is_ok() { 0 } else { open()? - open_before };
+    let left_behind = if settled.is_ok() { 0 } else { open()?.saturating_sub(open_before) };
     let mut figures = vec![
         (figures::CAME_AND_WENT, figures::per_second(count as u64, elapsed)),
         (figures::CONNECTION_CPU, figures::micros_each(cpu, count as u64)),
         (figures::LEFT_BEHIND, left_behind as f64),
     ];
-    figures.extend(figures::latencies(&until_joined));
+    figures.extend(figures::latencies(&passers.until_joined));
     Ok(figures)
+}
+
+/// Connections that come, join a room, and go as soon as they are in.
+struct Passers {
+    address: SocketAddr,
+    swarm: Swarm,
+    rooms: Vec<String>,
+    /// When each began to connect.
+    came: Vec<Instant>,
+    gone: usize,
+    until_joined: Histogram,
+    /// Those that must join next.
+    upgraded: Vec<usize>,
+    /// Those that must leave next.
+    joined: Vec<usize>,
+}
+
+impl Passers {
+    fn new(address: SocketAddr) -> Fallible<Self> {
+        Ok(Self {
+            address,
+            swarm: Swarm::new()?,
+            rooms: (0..CHURN_ROOMS).map(|room| format!("room-{room}")).collect(),
+            came: Vec::new(),
+            gone: 0,
+            until_joined: Histogram::new(),
+            upgraded: Vec::new(),
+            joined: Vec::new(),
+        })
+    }
+
+    fn run(&mut self, rate: u32, count: usize, tokens: &Tokens) -> Fallible<()> {
+        let gap = Duration::from_secs(1) / rate;
+        let start = Instant::now();
+        let deadline = start + gap * count as u32 + CHURN_PATIENCE;
+        while self.gone < count {
+            while self.came.len() < count && start.elapsed() >= gap * self.came.len() as u32 {
+                self.arrive(tokens)?;
+            }
+            self.take(gap)?;
+            if Instant::now() > deadline {
+                let (came, gone) = (self.came.len(), self.gone);
+                return Err(format!("of {count} connections {came} came and {gone} went").into());
+            }
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, tokens: &Tokens) -> Fallible<()> {
+        self.came.push(Instant::now());
+        let link = self.swarm.connect(self.address)?;
+        self.swarm.send(link, &wire::upgrade(&tokens.client(link)?))
+    }
+
+    /// Takes a round of arrivals, waiting for it at most `wait`, and lets each connection go on.
+    fn take(&mut self, wait: Duration) -> Fallible<()> {
+        let Self { swarm, rooms, came, gone, until_joined, upgraded, joined, .. } = self;
+        swarm.pump(wait, |arrival| {
+            let link = arrival.link;
+            match arrival.unit {
+                Unit::Upgraded => upgraded.push(link),
+                Unit::Text(text) if swarm::is_joined(text, &rooms[link % CHURN_ROOMS]) => {
+                    until_joined.record(arrival.at.duration_since(came[link]).as_nanos() as u64);
+                    joined.push(link);
+                }
+                Unit::Close => {}
+                Unit::End => *gone += 1,
+                other => return Err(swarm::unexpected(link, &other)),
+            }
+            Ok(())
+        })?;
+        for link in upgraded.drain(..) {
+            swarm.send(link, &wire::join(&rooms[link % CHURN_ROOMS]))?;
+        }
+        for link in joined.drain(..) {
+            swarm.send(link, &wire::close())?;
+        }
+        Ok(())
+    }
 }

@@ -97,7 +97,7 @@ fn bar_text(bar: Option<Bar>) -> String {
 
 /// Three digits or more, with commas in large numbers; empty when there is none.
 pub(crate) fn number(value: f64) -> String {
-    if value.is_nan() {
+    if !value.is_finite() {
         return String::new();
     }
     let decimals = match value.abs() {

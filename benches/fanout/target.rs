@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::Fallible;
 use crate::fanout::tokens::Tokens;
-use crate::fanout::{floor, measure, rest_floor};
+use crate::fanout::{floor, measure, rest_floor, wire};
 
 /// Names another build of the service to measure, for comparisons of before and after.
 const BINARY_VARIABLE: &str = "REALTIME_SERVICE_BIN";
@@ -19,6 +19,7 @@ const BINARY_VARIABLE: &str = "REALTIME_SERVICE_BIN";
 /// system allows.
 const MAX_CONNECTIONS: &str = "10100";
 const START_DEADLINE: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// What is measured.
@@ -96,8 +97,9 @@ impl Target {
             .unwrap_or_else(|| env!("CARGO_BIN_EXE_realtime_service").into());
         let address = free_address()?;
         let child = Command::new(&binary)
-            // Away from any .env file.
+            // Away from any .env file, and from settings of the person who measures.
             .current_dir(env::temp_dir())
+            .env_clear()
             .env("PORT", address.port().to_string())
             .env("BIND_ADDR", address.ip().to_string())
             .env("JWT_SECRET", tokens.secret())
@@ -105,6 +107,8 @@ impl Target {
             .env("RATE_LIMIT", "0")
             .env("MAX_CONNECTIONS_PER_USER", "0")
             .env("MAX_CONNECTIONS", MAX_CONNECTIONS)
+            // The generator answers no pings; no run is so long.
+            .env("PING_INTERVAL", "600")
             .env("LOG_LEVEL", "warn")
             .stdout(Stdio::from(io::stderr()))
             .spawn()
@@ -164,7 +168,9 @@ impl Redis {
             .map_err(|error| format!("starting redis-server: {error}"))?;
         let process = Process(child);
         wait_until("redis-server to answer", || {
-            ask(address, b"PING\r\n").is_ok_and(|answer| answer.starts_with("+PONG"))
+            let pong = b"+PONG\r\n".as_slice();
+            ask(address, b"PING\r\n", |answer| answer == pong)
+                .is_ok_and(|answer| answer.as_bytes() == pong)
         })?;
         Ok(Self { _process: process, address })
     }
@@ -188,24 +194,26 @@ fn free_address() -> io::Result<SocketAddr> {
 }
 
 fn health(address: SocketAddr) -> io::Result<String> {
-    ask(address, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+    let request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+    ask(address, request, |answer| matches!(wire::parse_response(answer), Ok(Some(_))))
 }
 
-/// The first bytes of the answer to `request`: enough for one that is short.
-fn ask(address: SocketAddr, request: &[u8]) -> io::Result<String> {
+/// What comes in answer to `request`, until it is whole or the stream ends.
+fn ask(
+    address: SocketAddr,
+    request: &[u8],
+    is_whole: impl Fn(&[u8]) -> bool,
+) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, START_DEADLINE)?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.write_all(request)?;
-    let mut answer = [0; 1024];
-    let mut length = 0;
-    while length < answer.len() {
-        match stream.read(&mut answer[length..])? {
+    let mut answer = Vec::new();
+    let mut chunk = [0; 1024];
+    while !is_whole(&answer) {
+        match stream.read(&mut chunk)? {
             0 => break,
-            count => length += count,
-        }
-        if answer[..length].starts_with(b"+PONG") {
-            break;
+            count => answer.extend_from_slice(&chunk[..count]),
         }
     }
-    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
