@@ -1,0 +1,640 @@
+//! The hub: the event loop that alone owns users, rooms and memberships (invariants 1 and 2).
+//!
+//! [`Hub`] is its pure core: [`Hub::handle`] takes one event, [`Hub::flush`] sends what that appended,
+//! [`Hub::tick`] is its only clock. [`run`] feeds it from the channel. The core touches sockets and
+//! threads only through [`Socket`] and [`Outlets`], so tests drive it with memory.
+
+mod backlog;
+mod connection;
+pub mod event;
+mod groups;
+mod outbox;
+pub mod socket;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use log::{debug, info};
+use slotmap::SlotMap;
+
+pub use backlog::Drain;
+pub use connection::End;
+use connection::{Clocks, Connection, Due, Phase};
+pub use event::{
+    Broadcast, Census, ConnectionKey, Delivery, Event, HubGone, HubHandle, Refusal, Target,
+};
+use groups::{GroupKey, Groups};
+use outbox::{BacklogLimits, Flush};
+use socket::Socket;
+
+use crate::auth::Identity;
+use crate::clock::Moment;
+use crate::close::Close;
+use crate::config::{Config, FLUSH_FRAMES, TICK};
+use crate::protocol::{
+    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
+};
+
+/// What [`backlog`] is built from; its model check puts loom's in the same place.
+mod sync {
+    pub(super) use crossbeam_channel::{Receiver, Sender, unbounded};
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
+
+/// The settings that the hub enforces.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// `MAX_CONNECTIONS_PER_USER`; 0 is off.
+    pub connections_per_user: usize,
+    /// `MAX_ROOMS_PER_CLIENT`.
+    pub rooms_per_client: usize,
+    /// `MAX_WRITERS`.
+    pub writers: usize,
+    /// `SEND_QUEUE_FRAMES`.
+    pub send_queue_frames: usize,
+    /// `SEND_QUEUE_BYTES`.
+    pub send_queue_bytes: usize,
+    /// `WRITE_TIMEOUT`.
+    pub write_timeout: Duration,
+    /// `PING_INTERVAL`.
+    pub ping_interval: Duration,
+}
+
+impl From<&Config> for Limits {
+    fn from(config: &Config) -> Self {
+        Self {
+            connections_per_user: config.max_connections_per_user,
+            rooms_per_client: config.max_rooms_per_client,
+            writers: config.max_writers,
+            send_queue_frames: config.send_queue_frames,
+            send_queue_bytes: config.send_queue_bytes,
+            write_timeout: config.write_timeout,
+            ping_interval: config.ping_interval,
+        }
+    }
+}
+
+/// A backlog for a writer thread to drain.
+pub struct WriterJob {
+    /// The connection, for [`Event::WriterEnded`].
+    pub key: ConnectionKey,
+    /// Its number, for the thread's name.
+    pub number: u64,
+    /// Where to write.
+    pub socket: Arc<dyn Socket>,
+    /// What to write.
+    pub drain: Drain,
+}
+
+/// Hands a frame of this instance to the broker, without waiting.
+pub type Publish = Box<dyn FnMut(&Target, &Bytes) + Send>;
+
+/// Starts a writer thread.
+pub type StartWriter = Box<dyn FnMut(WriterJob) -> io::Result<()> + Send>;
+
+/// Where the hub's effects go besides sockets.
+pub struct Outlets {
+    /// To the broker.
+    pub publish: Publish,
+    /// To a writer.
+    pub start_writer: StartWriter,
+}
+
+/// The pure core.
+pub struct Hub {
+    limits: Limits,
+    outlets: Outlets,
+    connections: Connections,
+    rooms: Groups<Room>,
+    users: Groups<Arc<str>>,
+    writers: usize,
+    shutting_down: bool,
+}
+
+/// The connections, and which of them have something to flush.
+#[derive(Default)]
+struct Connections {
+    places: SlotMap<ConnectionKey, Connection>,
+    touched: Vec<ConnectionKey>,
+    /// Frames appended since the last flush.
+    appended: usize,
+}
+
+impl Connections {
+    fn open(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+        self.places.get_mut(key).filter(|connection| connection.phase == Phase::Open)
+    }
+
+    /// Appends a frame for a live connection; whether it took it.
+    fn append(&mut self, key: ConnectionKey, frame: &Bytes) -> bool {
+        let Some(connection) = self.places.get_mut(key).filter(|c| c.phase == Phase::Open) else {
+            return false;
+        };
+        connection.outbox.append(frame.clone());
+        connection.sent += 1;
+        self.appended += 1;
+        if !connection.touched {
+            connection.touched = true;
+            self.touched.push(key);
+        }
+        true
+    }
+
+    fn append_all(&mut self, keys: &[ConnectionKey], frame: &Bytes) -> usize {
+        keys.iter().filter(|key| self.append(**key, frame)).count()
+    }
+
+    fn append_where(&mut self, frame: &Bytes, wanted: impl Fn(&Identity) -> bool) -> usize {
+        let keys: Vec<_> = self
+            .places
+            .iter()
+            .filter(|(_, connection)| wanted(&connection.identity))
+            .map(|(key, _)| key)
+            .collect();
+        self.append_all(&keys, frame)
+    }
+
+    fn touch(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.places.get_mut(key).filter(|c| !c.touched) {
+            connection.touched = true;
+            self.touched.push(key);
+        }
+    }
+}
+
+/// The hub's loop: drains the channel until a flush is due, flushes, and ticks once a second, also
+/// under load. Ends at [`Event::Stop`].
+pub fn run(mut hub: Hub, events: &Receiver<Event>) {
+    let mut next_tick = Instant::now() + TICK;
+    loop {
+        match events.recv_deadline(next_tick) {
+            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(event) => hub.handle(event),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        while !hub.wants_flush() {
+            match events.try_recv() {
+                Ok(Event::Stop) => return,
+                Ok(event) => hub.handle(event),
+                Err(_) => break,
+            }
+        }
+        hub.flush();
+        let now = Instant::now();
+        if now >= next_tick {
+            hub.tick(Moment::now(), SystemTime::now());
+            next_tick = now + TICK;
+        }
+    }
+}
+
+impl Hub {
+    /// An empty hub.
+    pub fn new(limits: Limits, outlets: Outlets) -> Self {
+        Self {
+            limits,
+            outlets,
+            connections: Connections::default(),
+            rooms: Groups::default(),
+            users: Groups::default(),
+            writers: 0,
+            shutting_down: false,
+        }
+    }
+
+    /// Reacts to one event. Appended frames wait for [`Hub::flush`].
+    pub fn handle(&mut self, event: Event) {
+        match event {
+            Event::Reserve { identity, number, reply } => {
+                answer(&reply, self.reserve(identity, number));
+            }
+            Event::Register { key, socket } => self.register(key, socket),
+            Event::Release(key) => self.free(key),
+            Event::Join(key, room, id) => self.join(key, &room, id.as_ref()),
+            Event::Leave(key, room, id) => self.leave(key, &room, id.as_ref()),
+            Event::Broadcast(key, broadcast) => self.broadcast(key, &broadcast),
+            Event::IsMember(key, room, reply) => answer(&reply, self.is_member(key, &room)),
+            Event::Refuse(key, code, id) => self.refuse(key, code, id.as_ref()),
+            Event::Ping(key, payload) => self.pong(key, &payload),
+            Event::Close(key, close) => self.close(key, close),
+            Event::ReaderEnded(key) => self.reader_ended(key),
+            Event::WriterEnded { key, broken } => self.writer_ended(key, broken),
+            Event::Notify(deliveries, reply) => {
+                let counts = deliveries.iter().map(|delivery| self.notify(delivery)).collect();
+                answer(&reply, counts);
+            }
+            Event::Remote(delivery) => {
+                self.deliver(&delivery.target, &delivery.frame);
+            }
+            Event::Census(reply) => answer(&reply, self.census()),
+            Event::Shutdown => self.shut_down(),
+            // `run` has ended at it.
+            Event::Stop => {}
+        }
+    }
+
+    /// Whether so many frames are appended that others would wait too long behind them.
+    pub fn wants_flush(&self) -> bool {
+        self.connections.appended >= FLUSH_FRAMES
+    }
+
+    /// Sends what is appended, each touched connection at once.
+    pub fn flush(&mut self) {
+        let mut touched = std::mem::take(&mut self.connections.touched);
+        for key in touched.drain(..) {
+            self.flush_one(key);
+        }
+        // Nothing that a flush does touches a connection, so the list's memory serves again.
+        self.connections.touched = touched;
+        self.connections.appended = 0;
+    }
+
+    /// Does what the clock makes due on every connection, and flushes.
+    pub fn tick(&mut self, now: Moment, wall: SystemTime) {
+        let Limits { write_timeout, ping_interval, .. } = self.limits;
+        let clocks = Clocks { now, wall, write_timeout, ping_interval };
+        let due: Vec<_> = self
+            .connections
+            .places
+            .iter()
+            .filter_map(|(key, connection)| Some((key, connection.due(&clocks)?)))
+            .collect();
+        for (key, due) in due {
+            match due {
+                Due::Close(close) => self.close(key, close),
+                Due::Cut(end) => self.cut(key, end),
+                Due::Ping => self.ping(key, now),
+                Due::Flush => self.connections.touch(key),
+            }
+        }
+        self.flush();
+    }
+
+    fn reserve(&mut self, identity: Arc<Identity>, number: u64) -> Result<ConnectionKey, Refusal> {
+        if self.shutting_down {
+            return Err(Refusal::ShuttingDown);
+        }
+        let user: Arc<str> = identity.user_id.as_str().into();
+        let here = self.users.key(&user).map_or(0, |group| self.users.members(group).len());
+        let cap = self.limits.connections_per_user;
+        if cap != 0 && here >= cap {
+            return Err(Refusal::UserCap);
+        }
+        let users = &mut self.users;
+        Ok(self.connections.places.insert_with_key(|key| Connection {
+            number,
+            identity,
+            since: Moment::now(),
+            phase: Phase::Reserved,
+            socket: None,
+            outbox: Default::default(),
+            touched: false,
+            rooms: Default::default(),
+            user: users.insert(&user, key),
+            reader_ended: false,
+            writers: 0,
+            pinged: None,
+            end: None,
+            sent: 0,
+            received: 0,
+        }))
+    }
+
+    fn register(&mut self, key: ConnectionKey, socket: Arc<dyn Socket>) {
+        let Some(connection) = self.connections.places.get_mut(key) else {
+            return;
+        };
+        connection.socket = Some(socket);
+        connection.phase = Phase::Open;
+        if connection.identity.is_admin() {
+            self.enter(key, &Room::admins());
+        }
+        if self.shutting_down {
+            self.close(key, Close::GoingAway);
+        }
+    }
+
+    fn join(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
+        let limit = self.limits.rooms_per_client;
+        let is_member = self.is_member(key, room);
+        let Some(connection) = self.received(key) else {
+            return;
+        };
+        let full = connection.rooms.len() >= limit && !connection.identity.is_admin();
+        if full && !is_member {
+            return self.send(key, &error_frame(ErrorCode::TooManyRooms, id));
+        }
+        if !is_member {
+            self.enter(key, room);
+        }
+        self.reply(key, Reply::Joined, room, id);
+    }
+
+    fn leave(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
+        let group = self.rooms.key(room);
+        let Some(connection) = self.received(key) else {
+            return;
+        };
+        let place = group.and_then(|group| Some((group, connection.rooms.remove(&group)?)));
+        if let Some((group, position)) = place {
+            self.vacate(group, position);
+        }
+        self.reply(key, Reply::Left, room, id);
+    }
+
+    fn broadcast(&mut self, key: ConnectionKey, broadcast: &Broadcast) {
+        let Broadcast { room, frame, permitted, id } = broadcast;
+        if self.received(key).is_none() {
+            return;
+        }
+        if !permitted && !self.is_member(key, room) {
+            return self.send(key, &error_frame(ErrorCode::NotAuthorized, id.as_ref()));
+        }
+        self.notify_target(&Target::Room(room.clone()), frame);
+        self.reply(key, Reply::Sent, room, id.as_ref());
+    }
+
+    fn refuse(&mut self, key: ConnectionKey, code: ErrorCode, id: Option<&MessageId>) {
+        if self.received(key).is_some() {
+            self.send(key, &error_frame(code, id));
+        }
+    }
+
+    fn pong(&mut self, key: ConnectionKey, payload: &[u8]) {
+        if let Some(connection) = self.connections.open(key) {
+            connection.outbox.pong(control_frame(OPCODE_PONG, payload));
+            self.connections.touch(key);
+        }
+    }
+
+    fn ping(&mut self, key: ConnectionKey, now: Moment) {
+        if let Some(connection) = self.connections.open(key) {
+            connection.pinged = Some(now);
+            connection.outbox.append(control_frame(OPCODE_PING, &[]));
+            self.connections.touch(key);
+        }
+    }
+
+    /// Leaves all rooms and appends the Close frame: the last thing that the peer is sent.
+    fn close(&mut self, key: ConnectionKey, close: Close) {
+        let Some(connection) = self.connections.open(key) else {
+            return;
+        };
+        connection.outbox.append(close.frame());
+        connection.phase = Phase::Closing;
+        connection.end = Some(End::Closed(close));
+        self.connections.touch(key);
+        self.leave_all(key);
+    }
+
+    /// Ends a connection at once: its threads wake and end.
+    fn cut(&mut self, key: ConnectionKey, end: End) {
+        let Some(connection) = self.connections.places.get_mut(key) else {
+            return;
+        };
+        if let Some(socket) = &connection.socket {
+            socket.shutdown(std::net::Shutdown::Both);
+        }
+        connection.outbox.clear();
+        connection.phase = Phase::Cut;
+        connection.end.get_or_insert(end);
+        self.leave_all(key);
+    }
+
+    fn reader_ended(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.places.get_mut(key) else {
+            return;
+        };
+        connection.reader_ended = true;
+        if matches!(connection.phase, Phase::Open | Phase::Closing) {
+            self.cut(key, End::Gone);
+        }
+        self.free_if_ended(key);
+    }
+
+    fn writer_ended(&mut self, key: ConnectionKey, broken: bool) {
+        self.writers = self.writers.saturating_sub(1);
+        let Some(connection) = self.connections.places.get_mut(key) else {
+            return;
+        };
+        connection.writers = connection.writers.saturating_sub(1);
+        match connection.phase {
+            _ if broken => self.cut(key, End::Gone),
+            // The Close frame was the last of the backlog.
+            Phase::Draining(_) if connection.writers == 0 => connection.shut_write(),
+            _ => {}
+        }
+        self.free_if_ended(key);
+    }
+
+    fn notify(&mut self, delivery: &Delivery) -> usize {
+        self.notify_target(&delivery.target, &delivery.frame)
+    }
+
+    /// Delivers here, and hands over to the other instances.
+    fn notify_target(&mut self, target: &Target, frame: &Bytes) -> usize {
+        (self.outlets.publish)(target, frame);
+        self.deliver(target, frame)
+    }
+
+    fn deliver(&mut self, target: &Target, frame: &Bytes) -> usize {
+        let connections = &mut self.connections;
+        match target {
+            Target::Room(room) => match self.rooms.key(room) {
+                Some(group) => connections.append_all(self.rooms.members(group), frame),
+                None => 0,
+            },
+            Target::User(user) => match self.users.key(user) {
+                Some(group) => connections.append_all(self.users.members(group), frame),
+                None => 0,
+            },
+            Target::Everyone => connections.append_where(frame, |_| true),
+            Target::Admins => connections.append_where(frame, Identity::is_admin),
+            Target::Seller(id) => connections.append_where(frame, |identity| {
+                identity.role == "seller" && identity.seller_id.as_deref() == Some(id)
+            }),
+        }
+    }
+
+    fn census(&self) -> Census {
+        let open = |(_, connection): &(_, &Connection)| connection.phase == Phase::Open;
+        Census {
+            clients: self.connections.places.iter().filter(open).count(),
+            rooms: self
+                .rooms
+                .iter()
+                .map(|(room, members)| (room.as_str().to_owned(), members.len()))
+                .collect(),
+        }
+    }
+
+    fn shut_down(&mut self) {
+        self.shutting_down = true;
+        let keys: Vec<_> = self.connections.places.keys().collect();
+        for key in keys {
+            self.close(key, Close::GoingAway);
+        }
+    }
+
+    /// The connection that a message came from, counted; `None` when it no longer counts.
+    fn received(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+        let connection = self.connections.open(key)?;
+        connection.received += 1;
+        Some(connection)
+    }
+
+    fn send(&mut self, key: ConnectionKey, frame: &Bytes) {
+        self.connections.append(key, frame);
+    }
+
+    fn reply(&mut self, key: ConnectionKey, reply: Reply, room: &Room, id: Option<&MessageId>) {
+        if let Some(frame) = reply.frame(room, id) {
+            self.send(key, &frame);
+        }
+    }
+
+    fn is_member(&self, key: ConnectionKey, room: &Room) -> bool {
+        let joined = self.connections.places.get(key).map(|connection| &connection.rooms);
+        self.rooms.key(room).zip(joined).is_some_and(|(group, joined)| joined.contains_key(&group))
+    }
+
+    fn enter(&mut self, key: ConnectionKey, room: &Room) {
+        let (group, position) = self.rooms.insert(room, key);
+        if let Some(connection) = self.connections.places.get_mut(key) {
+            connection.rooms.insert(group, position);
+        }
+    }
+
+    fn leave_all(&mut self, key: ConnectionKey) {
+        let rooms = self.connections.places.get_mut(key).map(|c| std::mem::take(&mut c.rooms));
+        for (group, position) in rooms.into_iter().flatten() {
+            self.vacate(group, position);
+        }
+    }
+
+    /// Takes a place in a room away, and tells the member that moved into it.
+    fn vacate(&mut self, group: GroupKey, position: usize) {
+        if let Some(moved) = self.rooms.remove(group, position)
+            && let Some(connection) = self.connections.places.get_mut(moved.member)
+        {
+            connection.rooms.insert(group, moved.position);
+        }
+    }
+
+    fn flush_one(&mut self, key: ConnectionKey) {
+        let limits = BacklogLimits {
+            frames: self.limits.send_queue_frames as u64,
+            bytes: self.limits.send_queue_bytes as u64,
+        };
+        let Some(connection) = self.connections.places.get_mut(key) else {
+            return;
+        };
+        connection.touched = false;
+        let Some(socket) = connection.socket.clone() else {
+            return;
+        };
+        let (closing, limits) = match connection.phase {
+            Phase::Open => (false, limits),
+            // Behind a backlog that was within its limits, the Close frame may wait too.
+            Phase::Closing => (true, BacklogLimits::NONE),
+            Phase::Reserved | Phase::Draining(_) | Phase::Cut => return,
+        };
+        match connection.outbox.flush(&*socket, limits) {
+            Flush::Sent if closing => {
+                connection.phase = Phase::Draining(Moment::now());
+                connection.shut_write();
+            }
+            Flush::Sent => {}
+            Flush::Queued => self.queued(key),
+            Flush::Full(drain) => {
+                let number = connection.number;
+                self.start_writer(WriterJob { key, number, socket, drain });
+            }
+            Flush::OverLimit => self.cut(key, End::SlowConsumer),
+            Flush::Broken => self.cut(key, End::Gone),
+        }
+    }
+
+    fn start_writer(&mut self, job: WriterJob) {
+        let key = job.key;
+        if self.writers >= self.limits.writers {
+            return self.cut(key, End::NoWriter);
+        }
+        if let Err(error) = (self.outlets.start_writer)(job) {
+            debug!(error:% = error; "no thread for a writer");
+            return self.cut(key, End::NoWriter);
+        }
+        self.writers += 1;
+        if let Some(connection) = self.connections.places.get_mut(key) {
+            connection.writers += 1;
+        }
+        self.queued(key);
+    }
+
+    /// The writer has it now; behind a Close frame nothing more will come, so it may end.
+    fn queued(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.places.get_mut(key)
+            && connection.phase == Phase::Closing
+        {
+            connection.outbox.end_backlog();
+            connection.phase = Phase::Draining(Moment::now());
+        }
+    }
+
+    fn free_if_ended(&mut self, key: ConnectionKey) {
+        let ended = self.connections.places.get(key).is_some_and(|connection| {
+            connection.reader_ended
+                && connection.writers == 0
+                && matches!(connection.phase, Phase::Draining(_) | Phase::Cut)
+        });
+        if ended {
+            self.free(key);
+        }
+    }
+
+    fn free(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.places.remove(key) else {
+            return;
+        };
+        let (group, position) = connection.user;
+        if let Some(moved) = self.users.remove(group, position)
+            && let Some(other) = self.connections.places.get_mut(moved.member)
+        {
+            other.user = (group, moved.position);
+        }
+        connection.log_end();
+    }
+}
+
+impl Connection {
+    fn shut_write(&self) {
+        if let Some(socket) = &self.socket {
+            socket.shutdown(std::net::Shutdown::Write);
+        }
+    }
+
+    fn log_end(&self) {
+        if let Some(end) = self.end {
+            info!(
+                conn = self.number,
+                user = self.identity.user_id,
+                reason:% = end,
+                seconds = Moment::now().since(self.since).as_secs(),
+                received = self.received,
+                sent = self.sent;
+                "disconnected"
+            );
+        }
+    }
+}
+
+/// Whoever asked may have stopped waiting; the hub does not mind, and never waits.
+fn answer<T>(reply: &Sender<T>, value: T) {
+    let _ = reply.try_send(value);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! What the hub knows of one connection.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::groups::GroupKey;
+use super::outbox::Outbox;
+use super::socket::Socket;
+use crate::auth::Identity;
+use crate::clock::Moment;
+use crate::close::Close;
+use crate::config::{CLOSE_TIMEOUT, UNFINISHED_MESSAGE_TIMEOUT};
+
+/// A connection from its reservation to the end of its threads.
+pub(super) struct Connection {
+    pub(super) number: u64,
+    pub(super) identity: Arc<Identity>,
+    pub(super) since: Moment,
+    pub(super) phase: Phase,
+    /// `None` until the connection registers.
+    pub(super) socket: Option<Arc<dyn Socket>>,
+    pub(super) outbox: Outbox,
+    /// On the list of connections to flush.
+    pub(super) touched: bool,
+    /// Joined rooms, and the position in each.
+    pub(super) rooms: HashMap<GroupKey, usize>,
+    /// Group and position among the user's connections.
+    pub(super) user: (GroupKey, usize),
+    pub(super) reader_ended: bool,
+    /// Writer threads that have not ended; one that the hub took the socket back from may still be
+    /// on its way out when the next starts.
+    pub(super) writers: usize,
+    pub(super) pinged: Option<Moment>,
+    pub(super) end: Option<End>,
+    pub(super) sent: u64,
+    pub(super) received: u64,
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Has a place, not yet a socket.
+    Reserved,
+    /// Live: the only phase in which events count and frames are appended.
+    Open,
+    /// The Close frame is appended; the next flush sends or queues it.
+    Closing,
+    /// The Close frame is on its way; the peer has until the deadline to end the stream.
+    Draining(Moment),
+    /// Shut down in both directions; only its threads have still to end.
+    Cut,
+}
+
+/// Why a connection ended, as its log line and the metrics say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// With a Close frame.
+    Closed(Close),
+    /// The peer ended the stream or reset it without a Close.
+    Gone,
+    /// It did not read: its backlog was over a limit, or its head over `WRITE_TIMEOUT`.
+    SlowConsumer,
+    /// It pushed back while `MAX_WRITERS` writers ran, or the system had no thread.
+    NoWriter,
+    /// It did not answer a ping.
+    DeadPeer,
+    /// It did not finish a message within 30 s.
+    UnfinishedMessage,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed(close) => match close.code_and_reason() {
+                (code, "") => write!(f, "closed by the peer with {code}"),
+                (code, reason) => write!(f, "{reason} ({code})"),
+            },
+            Self::Gone => f.write_str("gone without a close"),
+            Self::SlowConsumer => f.write_str("slow consumer"),
+            Self::NoWriter => f.write_str("slow consumer, no writer left"),
+            Self::DeadPeer => f.write_str("dead peer"),
+            Self::UnfinishedMessage => f.write_str("unfinished message"),
+        }
+    }
+}
+
+/// What the clock makes due on a connection.
+pub(super) enum Due {
+    Close(Close),
+    Cut(End),
+    Ping,
+    Flush,
+}
+
+/// The moments and spans that [`Connection::due`] compares.
+pub(super) struct Clocks {
+    pub(super) now: Moment,
+    pub(super) wall: SystemTime,
+    pub(super) write_timeout: Duration,
+    pub(super) ping_interval: Duration,
+}
+
+impl Connection {
+    /// What is due now; at most one thing a second.
+    pub(super) fn due(&self, clocks: &Clocks) -> Option<Due> {
+        let Clocks { now, .. } = *clocks;
+        match self.phase {
+            Phase::Open => self.due_while_open(clocks),
+            Phase::Draining(since) => (now.since(since) >= CLOSE_TIMEOUT)
+                .then_some(Due::Cut(self.end.unwrap_or(End::Gone))),
+            Phase::Reserved | Phase::Closing | Phase::Cut => None,
+        }
+    }
+
+    fn due_while_open(&self, clocks: &Clocks) -> Option<Due> {
+        let Clocks { now, wall, write_timeout, ping_interval } = *clocks;
+        let activity = self.socket.as_ref()?.activity();
+        let over = |since: Moment, limit| since != Moment::NEVER && now.since(since) > limit;
+        if self.identity.expires_at <= wall {
+            return Some(Due::Close(Close::TokenExpired));
+        }
+        if self.outbox.head_since().is_some_and(|since| over(since, write_timeout)) {
+            return Some(Due::Cut(End::SlowConsumer));
+        }
+        if over(activity.unfinished_since.get(), UNFINISHED_MESSAGE_TIMEOUT) {
+            return Some(Due::Cut(End::UnfinishedMessage));
+        }
+        let last_byte = activity.last_byte.get();
+        if last_byte != Moment::NEVER && now.since(last_byte) >= ping_interval {
+            match self.pinged.filter(|pinged| *pinged >= last_byte) {
+                None => return Some(Due::Ping),
+                Some(pinged) if now.since(pinged) >= ping_interval => {
+                    return Some(Due::Cut(End::DeadPeer));
+                }
+                Some(_) => {}
+            }
+        }
+        (self.outbox.backlog().is_some() || self.outbox.has_pong()).then_some(Due::Flush)
+    }
+}

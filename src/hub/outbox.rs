@@ -1,0 +1,181 @@
+//! What a connection has still to be sent: appended frames, then, while the socket is full, a backlog.
+
+use std::io::{self, IoSlice};
+
+use bytes::{Buf, Bytes};
+
+use super::backlog::{Backlog, Drain, backlog};
+use super::socket::Socket;
+use crate::clock::Moment;
+
+/// Most slices that one vectored send takes (`UIO_MAXIOV`).
+const MAX_SLICES: usize = 1024;
+/// Appended frames whose place is kept for the next flush; more is given back, 2 KiB in all.
+const KEPT_FRAMES: usize = 64;
+
+/// How far a backlog may grow.
+#[derive(Debug, Clone, Copy)]
+pub struct BacklogLimits {
+    /// `SEND_QUEUE_FRAMES`.
+    pub frames: u64,
+    /// `SEND_QUEUE_BYTES`.
+    pub bytes: u64,
+}
+
+impl BacklogLimits {
+    /// No limit.
+    pub const NONE: Self = Self { frames: u64::MAX, bytes: u64::MAX };
+}
+
+/// Frames on their way to one socket.
+#[derive(Default)]
+pub struct Outbox {
+    /// Appended since the last flush.
+    appended: Vec<Bytes>,
+    backlog: Option<Backlog>,
+    /// The latest pong that is neither appended nor in the backlog.
+    pong: Option<Bytes>,
+    /// Position in the backlog of the last pong there.
+    pong_position: u64,
+}
+
+/// What a flush found.
+pub enum Flush {
+    /// All is in the kernel: the hub owns the socket.
+    Sent,
+    /// The writer works on a backlog that is within its limits.
+    Queued,
+    /// The socket is full: a writer must be started for this drain.
+    Full(Drain),
+    /// The backlog is over a limit.
+    OverLimit,
+    /// The socket is broken.
+    Broken,
+}
+
+impl Outbox {
+    /// Appends a frame for the next flush.
+    pub fn append(&mut self, frame: Bytes) {
+        self.appended.push(frame);
+    }
+
+    /// Keeps a pong for the next flush, in place of one that waits (RFC 6455 section 5.5.3).
+    pub fn pong(&mut self, frame: Bytes) {
+        self.pong = Some(frame);
+    }
+
+    /// Whether a pong waits.
+    pub fn has_pong(&self) -> bool {
+        self.pong.is_some()
+    }
+
+    /// The backlog, while there is one.
+    pub fn backlog(&self) -> Option<&Backlog> {
+        self.backlog.as_ref()
+    }
+
+    /// Since when the frame at the head of the backlog waits.
+    pub fn head_since(&self) -> Option<Moment> {
+        self.backlog.as_ref().filter(|b| !b.is_drained()).map(Backlog::head_since)
+    }
+
+    /// Drops everything that is not sent; a writer ends after the frame it is at.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Ends the backlog with what it holds: the writer finishes that and ends.
+    pub fn end_backlog(&mut self) {
+        self.backlog = None;
+    }
+
+    /// Sends what is appended, or queues it behind the backlog.
+    pub fn flush(&mut self, socket: &dyn Socket, limits: BacklogLimits) -> Flush {
+        if self.backlog.as_ref().is_some_and(Backlog::is_drained) {
+            self.backlog = None;
+        }
+        let flushed = match &mut self.backlog {
+            Some(backlog) => {
+                if let Some(pong) = self.pong.take_if(|_| backlog.has_finished(self.pong_position))
+                {
+                    backlog.push(pong);
+                    self.pong_position = backlog.position();
+                }
+                for frame in self.appended.drain(..) {
+                    backlog.push(frame);
+                }
+                within(backlog, limits, Flush::Queued)
+            }
+            None => {
+                self.appended.extend(self.pong.take());
+                self.pong_position = 0;
+                match send(socket, &mut self.appended) {
+                    Ok(()) => Flush::Sent,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        let (mut backlog, drain) = backlog();
+                        for frame in self.appended.drain(..) {
+                            backlog.push(frame);
+                        }
+                        let flush = within(&backlog, limits, Flush::Full(drain));
+                        self.backlog = Some(backlog);
+                        flush
+                    }
+                    Err(_) => Flush::Broken,
+                }
+            }
+        };
+        self.appended.shrink_to(KEPT_FRAMES);
+        flushed
+    }
+}
+
+/// One frame always fits an empty backlog.
+fn within(backlog: &Backlog, limits: BacklogLimits, fits: Flush) -> Flush {
+    let frames = backlog.frames();
+    if frames > 1 && (frames > limits.frames || backlog.bytes() > limits.bytes) {
+        Flush::OverLimit
+    } else {
+        fits
+    }
+}
+
+/// Sends from the front; what is left, the rest of a partly sent frame first, stays in `frames`.
+fn send(socket: &dyn Socket, frames: &mut Vec<Bytes>) -> io::Result<()> {
+    let mut done = 0;
+    let result = send_from(socket, frames, &mut done);
+    frames.drain(..done);
+    result
+}
+
+fn send_from(socket: &dyn Socket, frames: &mut [Bytes], done: &mut usize) -> io::Result<()> {
+    while let Some(rest) = frames.get_mut(*done..).filter(|rest| !rest.is_empty()) {
+        let sent = match &*rest {
+            [one] => socket.try_send(&[IoSlice::new(one)]),
+            many => {
+                let slices: Vec<_> =
+                    many.iter().take(MAX_SLICES).map(|frame| IoSlice::new(frame)).collect();
+                socket.try_send(&slices)
+            }
+        };
+        match sent {
+            Ok(bytes) => *done += skip(rest, bytes),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Takes `bytes` off the front of the frames; returns how many frames are wholly gone.
+fn skip(frames: &mut [Bytes], mut bytes: usize) -> usize {
+    let mut whole = 0;
+    for frame in frames {
+        if bytes < frame.len() {
+            frame.advance(bytes);
+            break;
+        }
+        bytes -= frame.len();
+        whole += 1;
+    }
+    whole
+}

@@ -1,0 +1,585 @@
+//! The hub's core, driven with channels and sockets of memory.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IoSlice;
+use std::net::Shutdown;
+use std::sync::Mutex;
+use std::time::UNIX_EPOCH;
+
+use crossbeam_channel::{bounded, unbounded};
+use proptest::prelude::*;
+
+use super::socket::Activity;
+use super::*;
+use crate::protocol::{frame_payload, text_frame};
+
+/// A peer that takes `room` bytes, then pushes back.
+struct Peer {
+    activity: Activity,
+    state: Mutex<PeerState>,
+}
+
+struct PeerState {
+    room: usize,
+    taken: Vec<u8>,
+    write_shut: bool,
+    cut: bool,
+}
+
+impl Socket for Peer {
+    fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut state = self.state.lock().unwrap();
+        assert!(!state.cut && !state.write_shut, "a send after the end");
+        let mut sent = 0;
+        for slice in slices {
+            let length = slice.len().min(state.room);
+            state.taken.extend(&slice[..length]);
+            state.room -= length;
+            sent += length;
+        }
+        if sent == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(sent) }
+    }
+
+    fn send_all(&self, bytes: &[u8]) -> io::Result<()> {
+        self.state.lock().unwrap().taken.extend(bytes);
+        Ok(())
+    }
+
+    fn shutdown(&self, how: Shutdown) {
+        let mut state = self.state.lock().unwrap();
+        state.write_shut = true;
+        state.cut |= how == Shutdown::Both;
+    }
+
+    fn activity(&self) -> &Activity {
+        &self.activity
+    }
+}
+
+impl Peer {
+    fn set_room(&self, bytes: usize) {
+        self.state.lock().unwrap().room = bytes;
+    }
+
+    /// Texts, and the codes of Close frames, taken since the last call.
+    fn taken(&self) -> Vec<String> {
+        let mut bytes: Bytes = std::mem::take(&mut self.state.lock().unwrap().taken).into();
+        let mut texts = Vec::new();
+        while let Some(length) = bytes.get(1) {
+            let (header, length) = match length {
+                126 => (4, usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))),
+                length => (2, usize::from(*length)),
+            };
+            let frame = bytes.split_to(header + length);
+            let payload = frame_payload(&frame);
+            texts.push(match frame[0] & 0xf {
+                0x8 => format!("close {}", u16::from_be_bytes([payload[0], payload[1]])),
+                0x9 => "ping".into(),
+                0xa => format!("pong {}", String::from_utf8_lossy(&payload)),
+                _ => String::from_utf8(payload.to_vec()).unwrap(),
+            });
+        }
+        texts
+    }
+
+    fn is_cut(&self) -> bool {
+        self.state.lock().unwrap().cut
+    }
+
+    fn is_write_shut(&self) -> bool {
+        self.state.lock().unwrap().write_shut
+    }
+}
+
+struct Bench {
+    hub: Hub,
+    writers: Receiver<WriterJob>,
+    published: Receiver<(Target, Bytes)>,
+}
+
+struct Client {
+    key: ConnectionKey,
+    peer: Arc<Peer>,
+}
+
+fn limits() -> Limits {
+    Limits {
+        connections_per_user: 3,
+        rooms_per_client: 2,
+        writers: 2,
+        send_queue_frames: 4,
+        send_queue_bytes: 1000,
+        write_timeout: Duration::from_secs(5),
+        ping_interval: Duration::from_secs(30),
+    }
+}
+
+fn identity(user: &str, role: &str) -> Arc<Identity> {
+    Arc::new(Identity {
+        user_id: user.into(),
+        role: role.into(),
+        seller_id: (role == "seller").then(|| "5".into()),
+        client_id: None,
+        expires_at: UNIX_EPOCH + Duration::from_secs(1000),
+    })
+}
+
+fn room(name: &str) -> Room {
+    Room::parse(name).unwrap()
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (job_sender, writers) = unbounded();
+        let (message_sender, published) = unbounded();
+        let outlets = Outlets {
+            publish: Box::new(move |target, frame| {
+                message_sender.send((target.clone(), frame.clone())).unwrap();
+            }),
+            start_writer: Box::new(move |job| {
+                job_sender.send(job).unwrap();
+                Ok(())
+            }),
+        };
+        Self { hub: Hub::new(limits(), outlets), writers, published }
+    }
+
+    fn reserve(&mut self, user: &str, role: &str) -> Result<ConnectionKey, Refusal> {
+        let (reply, answer) = bounded(1);
+        self.hub.handle(Event::Reserve { identity: identity(user, role), number: 1, reply });
+        answer.recv().unwrap()
+    }
+
+    fn connect(&mut self, user: &str, role: &str) -> Client {
+        let key = self.reserve(user, role).unwrap();
+        let state =
+            PeerState { room: usize::MAX, taken: Vec::new(), write_shut: false, cut: false };
+        let activity = Activity::default();
+        activity.last_byte.set(Moment::from_millis(0));
+        let peer = Arc::new(Peer { activity, state: Mutex::new(state) });
+        let socket: Arc<dyn Socket> = Arc::<Peer>::clone(&peer);
+        self.hub.handle(Event::Register { key, socket });
+        Client { key, peer }
+    }
+
+    fn join(&mut self, client: &Client, name: &str) -> Vec<String> {
+        self.hub.handle(Event::Join(client.key, room(name), None));
+        self.hub.flush();
+        client.peer.taken()
+    }
+
+    fn broadcast(&mut self, client: &Client, name: &str, text: &str, permitted: bool) {
+        let frame = text_frame(text);
+        let broadcast = Broadcast { room: room(name), frame, permitted, id: None };
+        self.hub.handle(Event::Broadcast(client.key, broadcast));
+    }
+
+    fn notify(&mut self, target: Target, text: &str) -> usize {
+        let (reply, counts) = bounded(1);
+        self.hub.handle(Event::Notify(vec![Delivery { target, frame: text_frame(text) }], reply));
+        self.hub.flush();
+        counts.recv().unwrap()[0]
+    }
+
+    fn tick(&mut self, seconds: u64) {
+        let after = Duration::from_secs(seconds);
+        self.hub.tick(Moment::from_millis(seconds * 1000), UNIX_EPOCH + after);
+    }
+
+    fn census(&mut self) -> Census {
+        let (reply, census) = bounded(1);
+        self.hub.handle(Event::Census(reply));
+        census.recv().unwrap()
+    }
+
+    fn places(&self) -> usize {
+        self.hub.connections.places.len()
+    }
+}
+
+/// Runs a writer to the end of what it was handed; it must have been dropped by the hub.
+fn finish(bench: &mut Bench, job: WriterJob) {
+    let WriterJob { key, socket, drain, .. } = job;
+    let broken = drain.run(|bytes| socket.send_all(bytes)).is_err();
+    bench.hub.handle(Event::WriterEnded { key, broken });
+}
+
+#[test]
+fn a_broadcast_reaches_every_member_in_order_and_the_broker() {
+    let mut bench = Bench::new();
+    let (a, b, c) = (bench.connect("a", ""), bench.connect("b", ""), bench.connect("c", ""));
+    assert_eq!(bench.join(&a, "r"), ["joined r"]);
+    bench.join(&b, "r");
+    for text in ["1", "2", "3"] {
+        bench.broadcast(&a, "r", text, false);
+    }
+    bench.hub.flush();
+    assert_eq!(a.peer.taken(), ["1", "2", "3"]);
+    assert_eq!(b.peer.taken(), ["1", "2", "3"]);
+    assert!(c.peer.taken().is_empty());
+    assert_eq!(bench.published.try_iter().count(), 3);
+}
+
+#[test]
+fn a_broadcast_needs_membership_or_permission() {
+    let mut bench = Bench::new();
+    let (a, b) = (bench.connect("a", ""), bench.connect("b", ""));
+    bench.join(&b, "r");
+    bench.broadcast(&a, "r", "no", false);
+    bench.broadcast(&a, "r", "yes", true);
+    bench.hub.flush();
+    assert_eq!(
+        a.peer.taken(),
+        [r#"{"type":"error","payload":{"code":"not_authorized","error":"not authorized"}}"#]
+    );
+    assert_eq!(b.peer.taken(), ["yes"]);
+}
+
+#[test]
+fn a_leave_answers_also_where_nothing_was_joined_and_a_second_join_is_no_second_copy() {
+    let mut bench = Bench::new();
+    let a = bench.connect("a", "");
+    bench.join(&a, "r");
+    assert_eq!(bench.join(&a, "r"), ["joined r"]);
+    bench.broadcast(&a, "r", "once", false);
+    bench.hub.handle(Event::Leave(a.key, room("r"), None));
+    bench.hub.handle(Event::Leave(a.key, room("other"), None));
+    bench.hub.flush();
+    assert_eq!(a.peer.taken(), ["once", "left r", "left other"]);
+    assert_eq!(bench.census(), Census { clients: 1, rooms: BTreeMap::new() });
+}
+
+#[test]
+fn rooms_are_limited_but_not_for_admins() {
+    let mut bench = Bench::new();
+    let (a, admin) = (bench.connect("a", ""), bench.connect("b", "admin"));
+    for name in ["1", "2"] {
+        bench.join(&a, name);
+    }
+    assert_eq!(
+        bench.join(&a, "3"),
+        [r#"{"type":"error","payload":{"code":"too_many_rooms","error":"too many rooms"}}"#]
+    );
+    assert_eq!(bench.join(&a, "2"), ["joined 2"]);
+    for name in ["1", "2", "3"] {
+        assert_eq!(bench.join(&admin, name), [format!("joined {name}")]);
+    }
+}
+
+#[test]
+fn notifications_reach_whom_they_are_for_and_count_them() {
+    let mut bench = Bench::new();
+    let (a1, a2) = (bench.connect("a", ""), bench.connect("a", "seller"));
+    let admin = bench.connect("b", "admin");
+    assert_eq!(bench.notify(Target::User("a".into()), "user"), 2);
+    assert_eq!(bench.notify(Target::User("nobody".into()), "user"), 0);
+    assert_eq!(bench.notify(Target::Room(Room::admins()), "room"), 1);
+    assert_eq!(bench.notify(Target::Everyone, "all"), 3);
+    for (target, text) in [(Target::Admins, "admins"), (Target::Seller("5".into()), "seller")] {
+        bench.hub.handle(Event::Remote(Delivery { target, frame: text_frame(text) }));
+    }
+    bench.hub.flush();
+    assert_eq!(a1.peer.taken(), ["user", "all"]);
+    assert_eq!(a2.peer.taken(), ["user", "all", "seller"]);
+    assert_eq!(admin.peer.taken(), ["room", "all", "admins"]);
+    // What came from the broker does not go back to it.
+    assert_eq!(bench.published.try_iter().count(), 4);
+}
+
+#[test]
+fn a_user_has_so_many_connections_and_no_more() {
+    let mut bench = Bench::new();
+    let keys: Vec<_> = (0..3).map(|_| bench.reserve("a", "").unwrap()).collect();
+    assert_eq!(bench.reserve("a", ""), Err(Refusal::UserCap));
+    assert!(bench.reserve("b", "").is_ok());
+    bench.hub.handle(Event::Release(keys[0]));
+    assert!(bench.reserve("a", "").is_ok());
+    bench.hub.handle(Event::Shutdown);
+    assert_eq!(bench.reserve("c", ""), Err(Refusal::ShuttingDown));
+}
+
+#[test]
+fn a_socket_that_pushes_back_gets_a_writer_and_loses_nothing() {
+    let mut bench = Bench::new();
+    let a = bench.connect("a", "");
+    bench.join(&a, "r");
+    a.peer.set_room(5);
+    for text in ["first", "second"] {
+        bench.broadcast(&a, "r", text, false);
+    }
+    bench.hub.flush();
+    let job = bench.writers.try_recv().unwrap();
+    // Behind the backlog, although the socket could take it now.
+    a.peer.set_room(usize::MAX);
+    bench.broadcast(&a, "r", "third", false);
+    bench.hub.flush();
+    assert!(bench.writers.try_recv().is_err());
+    // The writer drains all; only then does the hub take the socket back.
+    let WriterJob { key, socket, drain, .. } = job;
+    let writer = std::thread::spawn(move || drain.run(|bytes| socket.send_all(bytes)).is_err());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !bench.hub.connections.places[a.key].outbox.backlog().unwrap().is_drained() {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    bench.broadcast(&a, "r", "fourth", false);
+    bench.hub.flush();
+    assert!(!writer.join().unwrap());
+    bench.hub.handle(Event::WriterEnded { key, broken: false });
+    assert_eq!(a.peer.taken(), ["first", "second", "third", "fourth"]);
+    assert!(!a.peer.is_cut());
+}
+
+#[test]
+fn a_slow_consumer_is_cut_by_frames_by_bytes_and_by_time_while_others_go_on() {
+    let mut bench = Bench::new();
+    let clients: Vec<_> = ["a", "b", "c", "ok"].map(|user| bench.connect(user, "")).into();
+    let [frames, bytes, time, ok] = clients.as_slice() else { unreachable!() };
+    for (client, name) in [(frames, "f"), (bytes, "b"), (time, "t"), (ok, "f")] {
+        bench.join(client, name);
+    }
+    bench.hub.limits.writers = 10;
+    for client in [frames, bytes, time] {
+        client.peer.set_room(0);
+    }
+    // One frame always fits, however large; the limit of frames may be reached, not passed.
+    bench.broadcast(bytes, "b", &"x".repeat(5000), false);
+    bench.broadcast(time, "t", "head", false);
+    for n in 0..4 {
+        bench.broadcast(frames, "f", &n.to_string(), false);
+    }
+    bench.hub.flush();
+    assert!(![frames, bytes, time].iter().any(|client| client.peer.is_cut()));
+    bench.broadcast(bytes, "b", "y", false);
+    bench.broadcast(ok, "f", "4", false);
+    bench.hub.flush();
+    assert!(frames.peer.is_cut() && bytes.peer.is_cut() && !time.peer.is_cut());
+    assert_eq!(ok.peer.taken(), ["0", "1", "2", "3", "4"]);
+    let late = Moment::now().since(Moment::from_millis(0)) + Duration::from_secs(6);
+    bench.hub.tick(Moment::from_millis(late.as_millis() as u64), UNIX_EPOCH);
+    assert!(time.peer.is_cut() && !ok.peer.is_cut());
+    assert_eq!(bench.census().rooms, BTreeMap::from([("f".into(), 1)]));
+}
+
+#[test]
+fn past_the_last_writer_a_client_that_pushes_back_is_cut() {
+    let mut bench = Bench::new();
+    let clients: Vec<_> = ["a", "b", "c"].map(|user| bench.connect(user, "")).into();
+    for client in &clients {
+        client.peer.set_room(0);
+    }
+    assert_eq!(bench.notify(Target::Everyone, "x"), 3);
+    assert_eq!(clients.iter().filter(|client| client.peer.is_cut()).count(), 1);
+    assert_eq!(bench.writers.len(), 2);
+}
+
+#[test]
+fn a_place_is_freed_when_reader_and_writer_have_ended() {
+    let mut bench = Bench::new();
+    let a = bench.connect("a", "");
+    a.peer.set_room(0);
+    bench.notify(Target::Everyone, "x");
+    bench.hub.handle(Event::ReaderEnded(a.key));
+    assert!(a.peer.is_cut());
+    assert_eq!((bench.places(), bench.census().clients), (1, 0));
+    let job = bench.writers.recv().unwrap();
+    finish(&mut bench, job);
+    assert_eq!(bench.places(), 0);
+    assert!(bench.hub.users.iter().next().is_none());
+}
+
+#[test]
+fn a_close_comes_behind_what_is_queued_and_is_the_last_frame() {
+    let mut bench = Bench::new();
+    let (a, b) = (bench.connect("a", "admin"), bench.connect("b", ""));
+    bench.join(&a, "r");
+    bench.broadcast(&a, "r", "queued", false);
+    bench.hub.handle(Event::Close(a.key, Close::RateLimited));
+    bench.hub.handle(Event::Close(a.key, Close::Echo(1000)));
+    bench.hub.handle(Event::Ping(a.key, Bytes::from_static(b"late")));
+    bench.hub.handle(Event::Join(a.key, room("late"), None));
+    bench.notify(Target::Everyone, "late");
+    assert_eq!(a.peer.taken(), ["queued", "close 1008"]);
+    assert!(a.peer.is_write_shut() && !a.peer.is_cut());
+    assert_eq!(b.peer.taken(), ["late"]);
+    assert_eq!(bench.census(), Census { clients: 1, rooms: BTreeMap::new() });
+    bench.hub.handle(Event::ReaderEnded(a.key));
+    assert_eq!(bench.places(), 1);
+}
+
+#[test]
+fn a_close_behind_a_backlog_waits_for_the_writer() {
+    let mut bench = Bench::new();
+    let a = bench.connect("a", "");
+    a.peer.set_room(0);
+    for n in 0..4 {
+        bench.notify(Target::Everyone, &n.to_string());
+    }
+    bench.hub.handle(Event::Shutdown);
+    bench.hub.flush();
+    assert!(!a.peer.is_write_shut());
+    let job = bench.writers.recv().unwrap();
+    finish(&mut bench, job);
+    assert_eq!(a.peer.taken(), ["0", "1", "2", "3", "close 1001"]);
+    assert!(a.peer.is_write_shut() && !a.peer.is_cut());
+}
+
+#[test]
+fn a_peer_that_does_not_end_after_a_close_is_cut_at_the_deadline() {
+    let mut bench = Bench::new();
+    let a = bench.connect("a", "");
+    bench.hub.handle(Event::Close(a.key, Close::Protocol));
+    bench.hub.flush();
+    let now = Moment::now().since(Moment::from_millis(0)).as_millis() as u64;
+    bench.hub.tick(Moment::from_millis(now + 4000), UNIX_EPOCH);
+    assert!(!a.peer.is_cut());
+    bench.hub.tick(Moment::from_millis(now + 6000), UNIX_EPOCH);
+    assert!(a.peer.is_cut());
+}
+
+#[test]
+fn a_connection_that_registers_during_the_shutdown_is_closed() {
+    let mut bench = Bench::new();
+    let key = bench.reserve("a", "").unwrap();
+    bench.hub.handle(Event::Shutdown);
+    let state = PeerState { room: 100, taken: Vec::new(), write_shut: false, cut: false };
+    let peer = Arc::new(Peer { activity: Activity::default(), state: Mutex::new(state) });
+    bench.hub.handle(Event::Register { key, socket: Arc::<Peer>::clone(&peer) as _ });
+    bench.hub.flush();
+    assert_eq!(peer.taken(), ["close 1001"]);
+}
+
+#[test]
+fn silence_is_pinged_then_cut_and_rests_while_the_backend_is_asked() {
+    let mut bench = Bench::new();
+    let (dead, alive, asking) =
+        (bench.connect("a", ""), bench.connect("b", ""), bench.connect("c", ""));
+    asking.peer.activity.last_byte.set(Moment::NEVER);
+    bench.tick(29);
+    assert!(dead.peer.taken().is_empty());
+    bench.tick(30);
+    bench.tick(31);
+    assert_eq!((dead.peer.taken(), alive.peer.taken()), (vec!["ping".into()], vec!["ping".into()]));
+    alive.peer.activity.last_byte.set(Moment::from_millis(31_500));
+    bench.tick(59);
+    assert!(!dead.peer.is_cut());
+    bench.tick(60);
+    assert!(dead.peer.is_cut() && !alive.peer.is_cut());
+    bench.tick(62);
+    assert_eq!(alive.peer.taken(), ["ping"]);
+    assert!(asking.peer.taken().is_empty() && !asking.peer.is_cut());
+}
+
+#[test]
+fn an_expired_token_closes_and_an_unfinished_message_cuts() {
+    let mut bench = Bench::new();
+    let (a, b) = (bench.connect("a", ""), bench.connect("b", ""));
+    for client in [&a, &b] {
+        client.peer.activity.last_byte.set(Moment::from_millis(990_000));
+    }
+    b.peer.activity.unfinished_since.set(Moment::from_millis(960_000));
+    bench.tick(990);
+    assert!(!b.peer.is_cut());
+    bench.tick(991);
+    assert!(b.peer.is_cut());
+    bench.tick(999);
+    assert!(a.peer.taken().is_empty());
+    bench.tick(1000);
+    assert_eq!(a.peer.taken(), ["close 4001"]);
+}
+
+#[test]
+fn only_the_latest_unsent_pong_is_kept() {
+    let mut bench = Bench::new();
+    let a = bench.connect("a", "");
+    for n in 0..100 {
+        bench.hub.handle(Event::Ping(a.key, Bytes::from(n.to_string())));
+    }
+    bench.hub.flush();
+    assert_eq!(a.peer.taken(), ["pong 99"]);
+    a.peer.set_room(0);
+    for n in 0..100 {
+        bench.hub.handle(Event::Ping(a.key, Bytes::from(n.to_string())));
+        bench.hub.flush();
+    }
+    assert!(!a.peer.is_cut());
+    assert!(bench.hub.connections.places[a.key].outbox.backlog().unwrap().frames() <= 2);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Join(usize, u8),
+    Leave(usize, u8),
+    Broadcast(usize, u8),
+    End(usize),
+    Flush,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Join(c, r)),
+        2 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Leave(c, r)),
+        6 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Broadcast(c, r)),
+        1 => (0..5_usize).prop_map(Step::End),
+        1 => Just(Step::Flush),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+proptest! {
+    /// Against a plain model: who gets what, in order, exactly once.
+    #[test]
+    fn deliveries_are_those_of_a_plain_model(steps in steps()) {
+        let mut bench = Bench::new();
+        bench.hub.limits.rooms_per_client = 3;
+        let clients: Vec<_> = (0..5).map(|n| bench.connect(&n.to_string(), "")).collect();
+        let mut members: BTreeMap<u8, BTreeSet<usize>> = BTreeMap::new();
+        let mut ended = BTreeSet::new();
+        let mut expected = vec![Vec::<String>::new(); 5];
+        for (n, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Join(c, r) => {
+                    bench.hub.handle(Event::Join(clients[c].key, room(&r.to_string()), None));
+                    if !ended.contains(&c) {
+                        members.entry(r).or_default().insert(c);
+                        expected[c].push(format!("joined {r}"));
+                    }
+                }
+                Step::Leave(c, r) => {
+                    bench.hub.handle(Event::Leave(clients[c].key, room(&r.to_string()), None));
+                    if !ended.contains(&c) {
+                        members.entry(r).or_default().remove(&c);
+                        expected[c].push(format!("left {r}"));
+                    }
+                }
+                Step::Broadcast(c, r) => {
+                    bench.broadcast(&clients[c], &r.to_string(), &n.to_string(), true);
+                    if !ended.contains(&c) {
+                        for member in members.entry(r).or_default().iter() {
+                            expected[*member].push(n.to_string());
+                        }
+                    }
+                }
+                Step::End(c) => {
+                    bench.hub.flush();
+                    bench.hub.handle(Event::ReaderEnded(clients[c].key));
+                    members.values_mut().for_each(|set| { set.remove(&c); });
+                    ended.insert(c);
+                }
+                Step::Flush => bench.hub.flush(),
+            }
+        }
+        bench.hub.flush();
+        for (client, expected) in clients.iter().zip(expected) {
+            prop_assert_eq!(client.peer.taken(), expected);
+        }
+        let rooms: BTreeMap<_, _> = members
+            .into_iter()
+            .filter(|(_, set)| !set.is_empty())
+            .map(|(name, set)| (name.to_string(), set.len()))
+            .collect();
+        prop_assert_eq!(bench.census(), Census { clients: 5 - ended.len(), rooms });
+    }
+}

@@ -1,0 +1,157 @@
+//! Typed notifications over the hub: order update, product update, room, user.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::config::{MAX_EVENT_BYTES, MAX_NOTIFICATION_BYTES};
+use crate::hub::{Delivery, HubGone, HubHandle, Target};
+use crate::models::{Order, Product};
+use crate::protocol::{Room, notification_frame};
+
+/// Event of [`NotificationService::send_order_update`].
+pub const ORDER_UPDATED: &str = "order_updated";
+/// Event of [`NotificationService::send_product_update`].
+pub const PRODUCT_UPDATED: &str = "product_updated";
+
+/// Sends notifications to users, rooms and everyone; cheap to clone.
+#[derive(Clone)]
+pub struct NotificationService {
+    hub: HubHandle,
+}
+
+/// Why a notification was not sent.
+#[derive(Debug)]
+pub enum NotifyError {
+    /// The event is empty or over 128 bytes.
+    BadEvent,
+    /// The notification is over 64 KiB; its size in bytes.
+    TooLarge(usize),
+    /// The data does not serialise to JSON.
+    BadData(serde_json::Error),
+    /// The service is stopping.
+    HubGone,
+}
+
+impl fmt::Display for NotifyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadEvent => write!(f, "event must have 1 to {MAX_EVENT_BYTES} bytes"),
+            Self::TooLarge(bytes) => {
+                write!(
+                    f,
+                    "notification has {bytes} bytes, at most {MAX_NOTIFICATION_BYTES} are sent"
+                )
+            }
+            Self::BadData(error) => write!(f, "data is not JSON: {error}"),
+            Self::HubGone => HubGone.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for NotifyError {}
+
+impl From<HubGone> for NotifyError {
+    fn from(_: HubGone) -> Self {
+        Self::HubGone
+    }
+}
+
+/// Checks event and size, and makes the frame; `data` is JSON text.
+///
+/// # Errors
+/// [`NotifyError::BadEvent`] and [`NotifyError::TooLarge`].
+pub fn notification(target: Target, event: &str, data: &str) -> Result<Delivery, NotifyError> {
+    if event.is_empty() || event.len() > MAX_EVENT_BYTES {
+        return Err(NotifyError::BadEvent);
+    }
+    let frame = notification_frame(event, data, to(&target));
+    if frame.len() > MAX_NOTIFICATION_BYTES {
+        return Err(NotifyError::TooLarge(frame.len()));
+    }
+    Ok(Delivery { target, frame })
+}
+
+/// `to` as clients see it: the user id, the room, or `broadcast`.
+fn to(target: &Target) -> &str {
+    match target {
+        Target::User(id) | Target::Seller(id) => id,
+        Target::Room(room) => room.as_str(),
+        Target::Admins => "admins",
+        Target::Everyone => "broadcast",
+    }
+}
+
+impl NotificationService {
+    /// A service over this hub.
+    pub fn new(hub: HubHandle) -> Self {
+        Self { hub }
+    }
+
+    /// Sends `order_updated` with the order to every connection of a user; returns how many of this
+    /// instance took it, as all methods do.
+    ///
+    /// # Errors
+    /// [`NotifyError`].
+    pub fn send_order_update(&self, user_id: &str, order: &Order) -> Result<usize, NotifyError> {
+        self.send_to_user(user_id, ORDER_UPDATED, order)
+    }
+
+    /// Sends `product_updated` with the product to a room.
+    ///
+    /// # Errors
+    /// [`NotifyError`].
+    pub fn send_product_update(
+        &self,
+        room: &Room,
+        product: &Product,
+    ) -> Result<usize, NotifyError> {
+        self.broadcast_notification(room, PRODUCT_UPDATED, product)
+    }
+
+    /// Sends an event to every member of a room.
+    ///
+    /// # Errors
+    /// [`NotifyError`].
+    pub fn broadcast_notification(
+        &self,
+        room: &Room,
+        event: &str,
+        data: &impl Serialize,
+    ) -> Result<usize, NotifyError> {
+        self.send(Target::Room(room.clone()), event, data)
+    }
+
+    /// Sends an event to every connection of a user.
+    ///
+    /// # Errors
+    /// [`NotifyError`].
+    pub fn send_to_user(
+        &self,
+        user_id: &str,
+        event: &str,
+        data: &impl Serialize,
+    ) -> Result<usize, NotifyError> {
+        self.send(Target::User(Arc::from(user_id)), event, data)
+    }
+
+    /// Sends several at once, in order; the hub takes all of them or none.
+    ///
+    /// # Errors
+    /// [`NotifyError::HubGone`].
+    pub fn send_all(&self, deliveries: Vec<Delivery>) -> Result<Vec<usize>, NotifyError> {
+        Ok(self.hub.notify(deliveries)?)
+    }
+
+    fn send(
+        &self,
+        target: Target,
+        event: &str,
+        data: &impl Serialize,
+    ) -> Result<usize, NotifyError> {
+        let data = serde_json::to_string(data).map_err(NotifyError::BadData)?;
+        let counts = self.send_all(vec![notification(target, event, &data)?])?;
+        Ok(counts.first().copied().unwrap_or(0))
+    }
+}
