@@ -11,6 +11,7 @@ mod groups;
 mod outbox;
 pub mod socket;
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -111,6 +112,8 @@ pub struct Hub {
     rooms: Groups<Room>,
     users: Groups<Arc<str>>,
     writers: usize,
+    /// Set by the shutdown, and dropped with the last connection.
+    closed: Option<Sender<Infallible>>,
     shutting_down: bool,
 }
 
@@ -201,6 +204,7 @@ impl Hub {
             rooms: Groups::default(),
             users: Groups::default(),
             writers: 0,
+            closed: None,
             shutting_down: false,
         }
     }
@@ -230,7 +234,7 @@ impl Hub {
                 self.deliver(&delivery.target, &delivery.frame);
             }
             Event::Census(reply) => answer(&reply, self.census()),
-            Event::Shutdown => self.shut_down(),
+            Event::Shutdown(closed) => self.shut_down(closed),
             // `run` has ended at it.
             Event::Stop => {}
         }
@@ -471,8 +475,11 @@ impl Hub {
         }
     }
 
-    fn shut_down(&mut self) {
+    fn shut_down(&mut self, closed: Sender<Infallible>) {
         self.shutting_down = true;
+        if !self.connections.places.is_empty() {
+            self.closed = Some(closed);
+        }
         let keys: Vec<_> = self.connections.places.keys().collect();
         for key in keys {
             self.close(key, Close::GoingAway);
@@ -606,6 +613,9 @@ impl Hub {
             other.user = (group, moved.position);
         }
         connection.log_end();
+        if self.connections.places.is_empty() {
+            self.closed = None;
+        }
     }
 }
 

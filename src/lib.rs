@@ -1,6 +1,7 @@
 //! A synchronous, thread-per-connection WebSocket server.
 
 pub mod auth;
+pub mod authorization;
 pub mod clock;
 pub mod close;
 pub mod config;

@@ -1,5 +1,6 @@
 //! What comes to the hub: the closed set of events, and the handle that sends them.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
@@ -112,8 +113,9 @@ pub enum Event {
     Remote(Delivery),
     /// Who is here.
     Census(Sender<Census>),
-    /// Close everything: no new place, Close 1001 behind what is queued.
-    Shutdown,
+    /// Close everything: no new place, Close 1001 behind what is queued. The sender is dropped when
+    /// the last connection has ended.
+    Shutdown(Sender<Infallible>),
     /// End the hub's loop; everyone else has ended.
     Stop,
 }

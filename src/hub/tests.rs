@@ -296,7 +296,7 @@ fn a_user_has_so_many_connections_and_no_more() {
     assert!(bench.reserve("b", "").is_ok());
     bench.hub.handle(Event::Release(keys[0]));
     assert!(bench.reserve("a", "").is_ok());
-    bench.hub.handle(Event::Shutdown);
+    bench.hub.handle(Event::Shutdown(bounded(0).0));
     assert_eq!(bench.reserve("c", ""), Err(Refusal::ShuttingDown));
 }
 
@@ -417,7 +417,7 @@ fn a_close_behind_a_backlog_waits_for_the_writer() {
     for n in 0..4 {
         bench.notify(Target::Everyone, &n.to_string());
     }
-    bench.hub.handle(Event::Shutdown);
+    bench.hub.handle(Event::Shutdown(bounded(0).0));
     bench.hub.flush();
     assert!(!a.peer.is_write_shut());
     let job = bench.writers.recv().unwrap();
@@ -443,7 +443,7 @@ fn a_peer_that_does_not_end_after_a_close_is_cut_at_the_deadline() {
 fn a_connection_that_registers_during_the_shutdown_is_closed() {
     let mut bench = Bench::new();
     let key = bench.reserve("a", "").unwrap();
-    bench.hub.handle(Event::Shutdown);
+    bench.hub.handle(Event::Shutdown(bounded(0).0));
     let state = PeerState { room: 100, taken: Vec::new(), write_shut: false, cut: false };
     let peer = Arc::new(Peer { activity: Activity::default(), state: Mutex::new(state) });
     bench.hub.handle(Event::Register { key, socket: Arc::<Peer>::clone(&peer) as _ });

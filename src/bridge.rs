@@ -1,0 +1,114 @@
+//! Between instances: what is published here reaches the connections of every other instance, and
+//! the other way round (DESIGN section 6).
+//!
+//! The hub knows only the trait [`PubSub`]. [`RedisPubSub`] implements it on Redis, [`MemoryPubSub`]
+//! within one process, for tests.
+//!
+//! ```text
+//! hub ──publish──▶ queue ──▶ redis-pub ──PUBLISH──▶ Redis ──pmessage──▶ redis-sub ──handler──▶ hub
+//!                               └──────── probe, once a second, comes back ────────┘
+//! ```
+
+mod address;
+mod backoff;
+mod channel;
+mod counters;
+mod inbox;
+mod memory;
+mod origin;
+mod queue;
+mod redis;
+
+use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::hub::{Delivery, Target};
+
+pub use self::redis::RedisPubSub;
+pub use address::parse_address;
+pub use counters::{BridgeCounters, DropReason};
+pub use memory::{MemoryBroker, MemoryPubSub};
+
+/// Messages that wait for the broker at most.
+pub const QUEUE_MESSAGES: usize = 10_000;
+/// Bytes of the payloads that wait for the broker at most: 16 MiB.
+pub const QUEUE_BYTES: usize = 16 * crate::config::MIB;
+
+/// Messages between the instances of the service, over whatever broker.
+///
+/// What an implementation (Redis; NATS, RabbitMQ or Kafka would be others) must keep:
+///
+/// - **Order.** What one instance publishes arrives at each other instance in the order of the
+///   [`publish`](Self::publish) calls, over all targets. Different publishers have no common order.
+/// - **At most once.** Nothing is handed to the handler twice. A message whose fate is unknown, since
+///   the broker went away in the middle, is counted as lost and never sent again. What cannot be sent
+///   when it is published is dropped and counted, not delivered late.
+/// - **Own messages.** The handler never sees what its own instance published: the hub has delivered
+///   that already.
+/// - **Back-pressure.** `publish` never waits and never logs, since the hub calls it: it hands over to
+///   a bounded queue and reports when that is full. The handler may block for as long as it likes; the
+///   implementation then reads no further.
+/// - **Absence.** The broker may be away at any time, at start too. The implementation reconnects by
+///   itself, tells about it in [`state`](Self::state) and in one log line per change, and delivers
+///   again within 5 s of the broker's return.
+/// - **Foreign messages.** What other systems publish is checked before it reaches the handler; what is
+///   not understood is counted and dropped.
+pub trait PubSub: Send + Sync {
+    /// Hands one message over; never waits. Only users, rooms and everyone are published: the other
+    /// targets have local meaning.
+    ///
+    /// # Errors
+    /// Why the message was dropped; it is counted already.
+    fn publish(&self, outgoing: Outgoing) -> Result<(), DropReason>;
+
+    /// Starts the threads; from now on `handler` gets what other instances and systems publish.
+    ///
+    /// # Errors
+    /// When the system has no thread left, or when it was started before.
+    fn start(&self, handler: Handler) -> io::Result<()>;
+
+    /// `connected` when messages flow both ways, else `disconnected`; for `/health`.
+    fn state(&self) -> &'static str;
+
+    /// What passed and what was dropped, for `/metrics`.
+    fn counters(&self) -> &Arc<BridgeCounters>;
+
+    /// Takes no more, publishes what is queued and ends the threads; returns when they have ended.
+    ///
+    /// # Errors
+    /// When they had not by `deadline`.
+    fn close(&self, deadline: Instant) -> Result<(), NotClosed>;
+}
+
+/// A message on its way to the other instances.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// Whom it is for.
+    pub target: Target,
+    /// The client-visible JSON object: the payload of the frame that local connections get.
+    pub payload: Bytes,
+}
+
+/// Takes what arrives, in order, on one thread; may block. `Break` says that nobody takes deliveries
+/// any more, and ends the subscription.
+pub type Handler = Box<dyn FnMut(Delivery) -> ControlFlow<()> + Send>;
+
+/// The threads had not ended at the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotClosed {
+    /// Messages still in the queue.
+    pub queued: usize,
+}
+
+impl fmt::Display for NotClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the bridge had not ended in time, {} messages were queued", self.queued)
+    }
+}
+
+impl std::error::Error for NotClosed {}

@@ -1,0 +1,164 @@
+//! Names of the channels, and what each is for.
+
+use uuid::Uuid;
+
+use crate::config::MAX_ID_BYTES;
+use crate::hub::Target;
+use crate::protocol::Room;
+
+const ROOM: &str = "ws:room:";
+const USER: &str = "ws:user:";
+const EVERYONE: &str = "ws:broadcast";
+const EVENTS: &str = "events";
+const PROBE: &str = "ws:probe:";
+
+/// The channels of one instance, each behind `REDIS_PREFIX`.
+#[derive(Debug)]
+pub(super) struct Channels {
+    prefix: String,
+    probe: String,
+}
+
+/// What a message on a channel is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A message for these connections.
+    Target(Target),
+    /// An event of another system.
+    Event,
+    /// Our own probe.
+    Probe,
+}
+
+impl Channels {
+    /// The channels of this instance.
+    pub(super) fn new(prefix: &str, instance: Uuid) -> Self {
+        Self { prefix: prefix.to_owned(), probe: format!("{prefix}{PROBE}{instance}") }
+    }
+
+    /// What to subscribe to, as glob patterns.
+    pub(super) fn patterns(&self) -> [String; 5] {
+        let prefix = escape_glob(&self.prefix);
+        [
+            format!("{prefix}{ROOM}*"),
+            format!("{prefix}{USER}*"),
+            format!("{prefix}{EVERYONE}"),
+            format!("{prefix}{EVENTS}"),
+            escape_glob(&self.probe),
+        ]
+    }
+
+    /// Where the probes of this instance go.
+    pub(super) fn probe(&self) -> &str {
+        &self.probe
+    }
+
+    /// Where a message for `target` goes; `None` when it is not published.
+    pub(super) fn of(&self, target: &Target) -> Option<String> {
+        let prefix = &self.prefix;
+        match target {
+            Target::Room(room) => Some(format!("{prefix}{ROOM}{room}")),
+            Target::User(id) => Some(format!("{prefix}{USER}{id}")),
+            Target::Everyone => Some(format!("{prefix}{EVERYONE}")),
+            Target::Admins | Target::Seller(_) => None,
+        }
+    }
+
+    /// What a message on this channel is; `None` when the name is not one of ours, or its room or user
+    /// is malformed.
+    pub(super) fn read(&self, channel: &str) -> Option<Source> {
+        if channel == self.probe {
+            return Some(Source::Probe);
+        }
+        let name = channel.strip_prefix(&self.prefix)?;
+        if let Some(room) = name.strip_prefix(ROOM) {
+            return Room::parse(room).ok().map(|room| Source::Target(Target::Room(room)));
+        }
+        if let Some(id) = name.strip_prefix(USER) {
+            return is_id(id).then(|| Source::Target(Target::User(id.into())));
+        }
+        match name {
+            EVERYONE => Some(Source::Target(Target::Everyone)),
+            EVENTS => Some(Source::Event),
+            _ => None,
+        }
+    }
+}
+
+/// Whether this can be the id of a user or seller: 1 to 128 bytes, all visible.
+pub(super) fn is_id(text: &str) -> bool {
+    (1..=MAX_ID_BYTES).contains(&text.len())
+        && !text.chars().any(|c| c.is_whitespace() || c.is_control())
+}
+
+/// A pattern that matches exactly `text`.
+fn escape_glob(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn channels(prefix: &str) -> Channels {
+        Channels::new(prefix, Uuid::from_u128(5))
+    }
+
+    #[test]
+    fn a_published_target_is_read_back() {
+        for prefix in ["", "shop:", "a*[b]?\\", "ü "] {
+            let channels = channels(prefix);
+            for target in [
+                Target::Everyone,
+                Target::User("5".into()),
+                Target::Room(Room::parse("order-1:2").unwrap()),
+            ] {
+                let name = channels.of(&target).unwrap();
+                assert!(name.starts_with(prefix));
+                assert_eq!(channels.read(&name), Some(Source::Target(target)));
+            }
+            assert_eq!(channels.read(channels.probe()), Some(Source::Probe));
+            assert_eq!(channels.read(&format!("{prefix}events")), Some(Source::Event));
+        }
+        assert_eq!(channels("").of(&Target::Admins), None);
+        assert_eq!(channels("").of(&Target::Seller("5".into())), None);
+    }
+
+    #[test]
+    fn other_names_are_not_ours() {
+        let long = "x".repeat(129);
+        for name in [
+            "",
+            "ws:room:",
+            "ws:room:order-",
+            "ws:room:a b",
+            "ws:room:ä",
+            &format!("ws:room:{long}"),
+            "ws:user:",
+            "ws:user:a b",
+            "ws:user:a\nb",
+            &format!("ws:user:{long}"),
+            "ws:broadcast:x",
+            "Events",
+            "ws:probe:other",
+            "?",
+        ] {
+            assert_eq!(channels("").read(name), None, "{name}");
+        }
+        assert_eq!(channels("p:").read("ws:broadcast"), None);
+    }
+
+    #[test]
+    fn the_prefix_is_no_pattern() {
+        assert_eq!(channels("a*[b]?\\").patterns()[0], "a\\*\\[b\\]\\?\\\\ws:room:*");
+        assert_eq!(channels("").patterns()[2], "ws:broadcast");
+    }
+}

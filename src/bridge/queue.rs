@@ -1,0 +1,160 @@
+//! The queue between the hub and the publisher: bounded in messages and bytes, open while connected.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::{BridgeCounters, DropReason, Outgoing, QUEUE_BYTES, QUEUE_MESSAGES};
+use crate::hub::Target;
+
+/// The end that the hub has.
+#[derive(Debug)]
+pub(super) struct Queue {
+    messages: Sender<Outgoing>,
+    bytes: Arc<AtomicUsize>,
+    connected: AtomicBool,
+    closed: AtomicBool,
+    counters: Arc<BridgeCounters>,
+}
+
+/// The end that the publisher has.
+#[derive(Debug)]
+pub(super) struct Drain {
+    /// For `select!`; whoever receives must call [`Drain::taken`].
+    pub(super) messages: Receiver<Outgoing>,
+    bytes: Arc<AtomicUsize>,
+}
+
+/// Both ends of a queue that does not take messages yet.
+pub(super) fn queue(counters: Arc<BridgeCounters>) -> (Queue, Drain) {
+    let (sender, receiver) = bounded(QUEUE_MESSAGES);
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let queue = Queue {
+        messages: sender,
+        bytes: Arc::clone(&bytes),
+        connected: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
+        counters,
+    };
+    (queue, Drain { messages: receiver, bytes })
+}
+
+impl Queue {
+    /// Takes a message, or counts it as dropped; never waits.
+    pub(super) fn offer(&self, outgoing: Outgoing) -> Result<(), DropReason> {
+        self.try_offer(outgoing).inspect_err(|reason| self.counters.add_dropped(*reason, 1))
+    }
+
+    fn try_offer(&self, outgoing: Outgoing) -> Result<(), DropReason> {
+        let published = !matches!(outgoing.target, Target::Admins | Target::Seller(_));
+        if !published || !outgoing.payload.starts_with(b"{") {
+            return Err(DropReason::NotPublishable);
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(DropReason::Closed);
+        }
+        if !self.connected.load(Ordering::Acquire) {
+            return Err(DropReason::Disconnected);
+        }
+        let bytes = outgoing.payload.len();
+        if self.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes <= QUEUE_BYTES
+            && self.messages.try_send(outgoing).is_ok()
+        {
+            return Ok(());
+        }
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        Err(DropReason::QueueFull)
+    }
+
+    /// Whether the publisher has a connection: without one, messages are dropped at once.
+    pub(super) fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::Release);
+    }
+
+    /// Takes nothing more.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Messages that wait.
+    pub(super) fn len(&self) -> usize {
+        self.messages.len()
+    }
+}
+
+impl Drain {
+    /// The next message, if one waits.
+    pub(super) fn take(&self) -> Option<Outgoing> {
+        let outgoing = self.messages.try_recv().ok()?;
+        self.taken(&outgoing);
+        Some(outgoing)
+    }
+
+    /// Makes room for other messages.
+    pub(super) fn taken(&self, outgoing: &Outgoing) {
+        self.bytes.fetch_sub(outgoing.payload.len(), Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn message(bytes: usize) -> Outgoing {
+        let mut payload = vec![b'x'; bytes];
+        payload[0] = b'{';
+        Outgoing { target: Target::Everyone, payload: payload.into() }
+    }
+
+    fn open() -> (Queue, Drain) {
+        let (queue, drain) = queue(Arc::default());
+        queue.set_connected(true);
+        (queue, drain)
+    }
+
+    #[test]
+    fn it_holds_ten_thousand_messages() {
+        let (queue, drain) = open();
+        for _ in 0..QUEUE_MESSAGES {
+            queue.offer(message(2)).unwrap();
+        }
+        assert_eq!(queue.offer(message(2)), Err(DropReason::QueueFull));
+        assert!(drain.take().is_some());
+        queue.offer(message(2)).unwrap();
+        assert_eq!(queue.counters.dropped(DropReason::QueueFull), 1);
+        assert_eq!(queue.len(), QUEUE_MESSAGES);
+    }
+
+    #[test]
+    fn it_holds_sixteen_mebibytes() {
+        let (queue, drain) = open();
+        let mebibyte = QUEUE_BYTES / 16;
+        for _ in 0..16 {
+            queue.offer(message(mebibyte)).unwrap();
+        }
+        assert_eq!(queue.offer(message(1)), Err(DropReason::QueueFull));
+        let outgoing = drain.messages.try_recv().unwrap();
+        drain.taken(&outgoing);
+        assert_eq!(queue.offer(message(mebibyte + 1)), Err(DropReason::QueueFull));
+        queue.offer(message(mebibyte)).unwrap();
+    }
+
+    #[test]
+    fn it_takes_only_what_can_be_published_now() {
+        let (queue, _drain) = queue(Arc::default());
+        assert_eq!(queue.offer(message(2)), Err(DropReason::Disconnected));
+        queue.set_connected(true);
+        for (target, payload) in
+            [(Target::Admins, "{}"), (Target::Seller("5".into()), "{}"), (Target::Everyone, "[]")]
+        {
+            let outgoing = Outgoing { target, payload: Bytes::from_static(payload.as_bytes()) };
+            assert_eq!(queue.offer(outgoing), Err(DropReason::NotPublishable));
+        }
+        queue.close();
+        assert_eq!(queue.offer(message(2)), Err(DropReason::Closed));
+        assert_eq!(queue.len(), 0);
+    }
+}

@@ -1,0 +1,219 @@
+//! [`PubSub`] on Redis: two threads with a connection each, which reconnect by themselves.
+//!
+//! `redis-pub` drains the queue and pipelines what waits; once a second it publishes a probe to a
+//! channel that only this instance has. `redis-sub` reads what the patterns bring. The state is
+//! `connected` only when a probe has come back: a subscription can be dead, or never have been granted,
+//! while its socket looks well.
+//!
+//! While the publisher has no connection, messages are dropped at once: what is told to a room minutes
+//! late confuses more than it helps, and clients that need the state ask the backend for it.
+
+mod link;
+mod publisher;
+mod subscriber;
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+use redis::{Client, Connection, RedisError};
+use uuid::Uuid;
+
+use super::channel::Channels;
+use super::queue::{Drain, Queue, queue};
+use super::{BridgeCounters, DropReason, Handler, NotClosed, Outgoing, PubSub, parse_address};
+use crate::config::RedisConfig;
+use crate::threads::Threads;
+use link::Link;
+use publisher::Publisher;
+use subscriber::Subscriber;
+
+/// For connecting, a write, and the answer to a command.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two probes.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Probes that Redis confirmed and that did not come back, before the subscription counts as dead.
+const MISSING_PROBES: u64 = 2;
+/// Silence on the subscription, probes included, before it is pinged.
+const PING_AFTER: Duration = Duration::from_secs(2);
+/// How often a subject is written to the log at most.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Messages between instances over Redis (or Valkey).
+pub struct RedisPubSub {
+    shared: Arc<Shared>,
+    threads: Threads,
+    life: Mutex<Life>,
+}
+
+/// What both threads and the hub see.
+struct Shared {
+    client: Client,
+    channels: Channels,
+    /// Random at each start.
+    instance: Uuid,
+    queue: Queue,
+    link: Link,
+    counters: Arc<BridgeCounters>,
+    /// Number of the last probe that Redis confirmed.
+    confirmed_probe: AtomicU64,
+    /// Asks the publisher for a probe now.
+    probe_now: Sender<()>,
+}
+
+enum Life {
+    New { drain: Drain, probe_asked: Receiver<()> },
+    Running { stop: Option<Sender<Infallible>>, ended: Receiver<Infallible> },
+    Failed,
+}
+
+impl RedisPubSub {
+    /// Checks the address; connects only at [`PubSub::start`]. The threads `redis-pub` and `redis-sub`
+    /// are started through `threads`.
+    ///
+    /// # Errors
+    /// What is wrong with the address.
+    pub fn new(config: &RedisConfig, threads: Threads) -> Result<Self, String> {
+        let info = parse_address(config)?;
+        let address = info.addr().to_string();
+        let instance = Uuid::new_v4();
+        let counters = Arc::new(BridgeCounters::default());
+        let (queue, drain) = queue(Arc::clone(&counters));
+        let (probe_now, probe_asked) = bounded(1);
+        let shared = Arc::new(Shared {
+            client: Client::open(info).map_err(|e| e.category().to_owned())?,
+            channels: Channels::new(&config.prefix, instance),
+            instance,
+            queue,
+            link: Link::new(address),
+            counters,
+            confirmed_probe: AtomicU64::new(0),
+            probe_now,
+        });
+        Ok(Self { shared, threads, life: Mutex::new(Life::New { drain, probe_asked }) })
+    }
+
+    fn spawn(&self, drain: Drain, probe_asked: Receiver<()>, handler: Handler) -> io::Result<Life> {
+        let (stop, stopped) = bounded(0);
+        let (alive, ended) = bounded(0);
+        let stopped = Stopped(stopped);
+        let publisher = Publisher::new(&self.shared, drain, probe_asked, stopped.clone());
+        let subscriber = Subscriber::new(&self.shared, handler, stopped);
+        let also_alive = alive.clone();
+        // When the second spawn fails, `stop` is dropped, which ends the first thread.
+        self.threads.spawn("redis-pub", move || {
+            let _alive = alive;
+            publisher.run();
+        })?;
+        self.threads.spawn("redis-sub", move || {
+            let _alive = also_alive;
+            subscriber.run();
+        })?;
+        Ok(Life::Running { stop: Some(stop), ended })
+    }
+}
+
+impl PubSub for RedisPubSub {
+    fn publish(&self, outgoing: Outgoing) -> Result<(), DropReason> {
+        self.shared.queue.offer(outgoing)
+    }
+
+    fn start(&self, handler: Handler) -> io::Result<()> {
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *life, Life::Failed) {
+            Life::New { drain, probe_asked } => {
+                *life = self.spawn(drain, probe_asked, handler)?;
+                Ok(())
+            }
+            other => {
+                *life = other;
+                Err(io::Error::new(io::ErrorKind::AlreadyExists, "the bridge was started before"))
+            }
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        if self.shared.link.is_connected() { "connected" } else { "disconnected" }
+    }
+
+    fn counters(&self) -> &Arc<BridgeCounters> {
+        &self.shared.counters
+    }
+
+    fn close(&self, deadline: Instant) -> Result<(), NotClosed> {
+        self.shared.queue.close();
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        let Life::Running { stop, ended } = &mut *life else { return Ok(()) };
+        drop(stop.take());
+        match ended.recv_deadline(deadline) {
+            Err(RecvTimeoutError::Timeout) => Err(NotClosed { queued: self.shared.queue.len() }),
+            Err(RecvTimeoutError::Disconnected) => Ok(()),
+            Ok(never) => match never {},
+        }
+    }
+}
+
+impl Shared {
+    /// One connection with all timeouts set; connecting resets them.
+    fn connect(&self) -> Result<Connection, RedisError> {
+        let connection = self.client.get_connection_with_timeout(TIMEOUT)?;
+        connection.set_read_timeout(Some(TIMEOUT))?;
+        connection.set_write_timeout(Some(TIMEOUT))?;
+        Ok(connection)
+    }
+
+    fn confirmed_probe(&self) -> u64 {
+        self.confirmed_probe.load(Ordering::Acquire)
+    }
+}
+
+/// Tells a thread that it shall end: the other end is dropped.
+#[derive(Clone)]
+struct Stopped(Receiver<Infallible>);
+
+impl Stopped {
+    fn is_set(&self) -> bool {
+        self.0.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// Waits so long; true when it shall end.
+    fn wait(&self, time: Duration) -> bool {
+        self.0.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
+    }
+}
+
+/// Lets one line per second through.
+#[derive(Debug, Default)]
+struct Throttle {
+    last: Option<Instant>,
+    held_back: u64,
+}
+
+impl Throttle {
+    /// Whether a line may be written now, and how many were held back since the last one.
+    fn pass(&mut self) -> Option<u64> {
+        if self.last.is_some_and(|last| last.elapsed() < LOG_INTERVAL) {
+            self.held_back += 1;
+            return None;
+        }
+        self.last = Some(Instant::now());
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_per_second_passes_and_the_rest_is_counted() {
+        let mut throttle = Throttle::default();
+        let passed: Vec<_> = (0..5).map(|_| throttle.pass()).collect();
+        assert_eq!(passed, [Some(0), None, None, None, None]);
+        throttle.last = Instant::now().checked_sub(LOG_INTERVAL);
+        assert_eq!(throttle.pass(), Some(4));
+    }
+}

@@ -1,0 +1,114 @@
+//! Whether messages flow both ways, and one log line when that changes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The state of both connections together.
+#[derive(Debug)]
+pub(super) struct Link {
+    address: String,
+    connected: AtomicBool,
+    sides: Mutex<Sides>,
+}
+
+#[derive(Debug, Default)]
+struct Sides {
+    publisher: bool,
+    /// A probe of the present publisher has come back through the present subscription.
+    proved: bool,
+    /// What the log says; `None` before its first line.
+    told: Option<bool>,
+}
+
+impl Link {
+    /// A link to this address, not connected.
+    pub(super) fn new(address: String) -> Self {
+        Self { address, connected: AtomicBool::new(false), sides: Mutex::default() }
+    }
+
+    /// Whether messages flow both ways.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Acquire)
+    }
+
+    /// The publisher has a connection that answers.
+    pub(super) fn publisher_up(&self) {
+        let mut sides = self.sides();
+        sides.publisher = true;
+        self.tell_if_up(&mut sides);
+    }
+
+    /// A probe has come back.
+    pub(super) fn probe_returned(&self) {
+        let mut sides = self.sides();
+        sides.proved = true;
+        self.tell_if_up(&mut sides);
+    }
+
+    /// The publisher has lost its connection, or got none; `None` when it just ends. Without it nothing
+    /// proves the subscription.
+    pub(super) fn publisher_down(&self, reason: Option<&str>) {
+        let mut sides = self.sides();
+        sides.publisher = false;
+        sides.proved = false;
+        self.tell_down(&mut sides, "publisher", reason);
+    }
+
+    /// The subscriber has lost its connection, or got none; `None` when it just ends.
+    pub(super) fn subscriber_down(&self, reason: Option<&str>) {
+        let mut sides = self.sides();
+        sides.proved = false;
+        self.tell_down(&mut sides, "subscriber", reason);
+    }
+
+    fn sides(&self) -> MutexGuard<'_, Sides> {
+        self.sides.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_if_up(&self, sides: &mut Sides) {
+        if !(sides.publisher && sides.proved) {
+            return;
+        }
+        self.connected.store(true, Ordering::Release);
+        if sides.told != Some(true) {
+            sides.told = Some(true);
+            log::info!(redis = self.address.as_str(); "redis is connected");
+        }
+    }
+
+    fn tell_down(&self, sides: &mut Sides, side: &str, reason: Option<&str>) {
+        self.connected.store(false, Ordering::Release);
+        let Some(reason) = reason else { return };
+        let redis = self.address.as_str();
+        if sides.told != Some(false) {
+            sides.told = Some(false);
+            log::warn!(redis, side, reason; "redis is disconnected, messages stay on this instance");
+        } else {
+            log::debug!(redis, side, reason; "redis is still disconnected");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_connected_only_while_both_sides_are() {
+        let link = Link::new("localhost:1".into());
+        let mut states = Vec::new();
+        let mut then = |step: &dyn Fn(&Link)| {
+            step(&link);
+            states.push(link.is_connected());
+        };
+        then(&|l| l.probe_returned());
+        then(&|l| l.publisher_up());
+        then(&|l| l.subscriber_down(Some("test")));
+        then(&|l| l.probe_returned());
+        then(&|l| l.publisher_down(Some("test")));
+        then(&|l| l.publisher_up());
+        then(&|l| l.probe_returned());
+        then(&|l| l.publisher_down(None));
+        assert_eq!(states, [false, true, false, true, false, false, true, false]);
+    }
+}

@@ -1,0 +1,225 @@
+//! The thread `redis-pub`: pipelines what waits in the queue, and sends the probes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, select};
+use redis::{Cmd, Connection, RedisError, Value};
+
+use super::{PROBE_INTERVAL, Shared, Stopped, Throttle};
+use crate::bridge::backoff::Backoff;
+use crate::bridge::origin::Origin;
+use crate::bridge::queue::Drain;
+use crate::bridge::{DropReason, Outgoing};
+use crate::config::MIB;
+
+/// Messages in one pipeline at most.
+const BATCH_MESSAGES: usize = 512;
+/// Bytes of commands after which a pipeline takes no further message.
+const BATCH_BYTES: usize = MIB;
+
+pub(super) struct Publisher {
+    shared: Arc<Shared>,
+    drain: Drain,
+    probe_asked: Receiver<()>,
+    stopped: Stopped,
+    backoff: Backoff,
+    /// Of the last message. It is given here, in the order on the wire, and never twice.
+    number: u64,
+    /// Of the last probe.
+    probe: u64,
+    probe_due: Instant,
+    was_connected: bool,
+    refusals: Throttle,
+}
+
+/// Commands that are sent at once.
+#[derive(Default)]
+struct Batch {
+    commands: Vec<u8>,
+    messages: usize,
+    /// The last command is the probe with this number.
+    probe: Option<u64>,
+}
+
+impl Publisher {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        drain: Drain,
+        probe_asked: Receiver<()>,
+        stopped: Stopped,
+    ) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            drain,
+            probe_asked,
+            stopped,
+            backoff: Backoff::default(),
+            number: 0,
+            probe: 0,
+            probe_due: Instant::now(),
+            was_connected: false,
+            refusals: Throttle::default(),
+        }
+    }
+
+    /// Until it is stopped.
+    pub(super) fn run(mut self) {
+        loop {
+            let end = self.session();
+            self.shared.queue.set_connected(false);
+            self.drop_queued();
+            let reason = end.err().map(|e| e.to_string());
+            self.shared.link.publisher_down(reason.as_deref());
+            if reason.is_none() || self.stopped.wait(self.backoff.next()) {
+                break;
+            }
+        }
+    }
+
+    /// One connection; `Ok` when it was stopped and has sent what was queued.
+    fn session(&mut self) -> Result<(), RedisError> {
+        let mut connection = self.shared.connect()?;
+        self.drop_queued();
+        self.probe_due = Instant::now();
+        // Connecting needs no answer from Redis; this does.
+        let first = self.batch(None);
+        self.send(&mut connection, first)?;
+        self.connected();
+        loop {
+            // Asked before the queue: what came before the stop is then sent.
+            let stopping = self.stopped.is_set();
+            let first = if stopping { None } else { self.wait() };
+            let batch = self.batch(first);
+            let idle = batch.messages == 0;
+            self.send(&mut connection, batch)?;
+            if stopping && idle {
+                break;
+            }
+        }
+        // Wakes the subscriber, so that it ends at once.
+        self.probe_due = Instant::now();
+        let last = self.batch(None);
+        self.send(&mut connection, last)
+    }
+
+    fn connected(&mut self) {
+        self.backoff.reset();
+        if std::mem::replace(&mut self.was_connected, true) {
+            self.shared.counters.add_reconnect();
+        }
+        self.shared.queue.set_connected(true);
+        self.shared.link.publisher_up();
+    }
+
+    /// Waits for a message, the time of the next probe, or the stop.
+    fn wait(&mut self) -> Option<Outgoing> {
+        let pause = self.probe_due.saturating_duration_since(Instant::now());
+        select! {
+            recv(self.drain.messages) -> message => {
+                let message = message.ok()?;
+                self.drain.taken(&message);
+                return Some(message);
+            }
+            recv(self.probe_asked) -> _ => self.probe_due = Instant::now(),
+            recv(self.stopped.0) -> _ => {}
+            default(pause) => {}
+        }
+        None
+    }
+
+    /// What waits, as far as it fits, and a probe when one is due.
+    fn batch(&mut self, first: Option<Outgoing>) -> Batch {
+        let mut batch = Batch::default();
+        let mut next = first.or_else(|| self.drain.take());
+        while let Some(outgoing) = next {
+            self.push(&mut batch, &outgoing);
+            let full = batch.messages >= BATCH_MESSAGES || batch.commands.len() >= BATCH_BYTES;
+            next = if full { None } else { self.drain.take() };
+        }
+        let now = Instant::now();
+        if now >= self.probe_due {
+            self.probe_due = now + PROBE_INTERVAL;
+            self.probe += 1;
+            batch.probe = Some(self.probe);
+            let number = self.probe.to_string();
+            publish(self.shared.channels.probe(), number.as_bytes(), &mut batch.commands);
+        }
+        batch
+    }
+
+    fn push(&mut self, batch: &mut Batch, outgoing: &Outgoing) {
+        let origin = Origin { instance: self.shared.instance, number: self.number + 1 };
+        let channel = self.shared.channels.of(&outgoing.target);
+        // The queue has checked both.
+        let (Some(channel), Some(message)) = (channel, origin.wrap(&outgoing.payload)) else {
+            return self.shared.counters.add_dropped(DropReason::NotPublishable, 1);
+        };
+        self.number += 1;
+        batch.messages += 1;
+        publish(&channel, &message, &mut batch.commands);
+    }
+
+    /// Sends a batch and reads its answers. What has no answer when the connection fails is lost.
+    fn send(&mut self, connection: &mut Connection, batch: Batch) -> Result<(), RedisError> {
+        if batch.commands.is_empty() {
+            return Ok(());
+        }
+        let mut answered = 0;
+        let sent = connection
+            .send_packed_command(&batch.commands)
+            .and_then(|()| self.read_answers(connection, &batch, &mut answered));
+        let lost = batch.messages.saturating_sub(answered);
+        self.shared.counters.add_dropped(DropReason::Lost, lost as u64);
+        sent
+    }
+
+    /// Not through the crate's pipeline: after a timeout that goes on to wait for every other answer, a
+    /// second each.
+    fn read_answers(
+        &mut self,
+        connection: &mut Connection,
+        batch: &Batch,
+        answered: &mut usize,
+    ) -> Result<(), RedisError> {
+        while *answered < batch.messages {
+            let answer = connection.recv_response()?;
+            *answered += 1;
+            match answer {
+                Value::ServerError(error) => self.refused(&error.into()),
+                _ => self.shared.counters.add_published(1),
+            }
+        }
+        let Some(probe) = batch.probe else { return Ok(()) };
+        match connection.recv_response()? {
+            Value::ServerError(error) => Err(error.into()),
+            _ => {
+                self.shared.confirmed_probe.store(probe, Ordering::Release);
+                Ok(())
+            }
+        }
+    }
+
+    fn refused(&mut self, error: &RedisError) {
+        self.shared.counters.add_dropped(DropReason::Refused, 1);
+        if let Some(held_back) = self.refusals.pass() {
+            let reason = error.to_string();
+            log::warn!(reason = reason.as_str(), held_back; "redis refused a message");
+        }
+    }
+
+    fn drop_queued(&self) {
+        let mut dropped = 0;
+        while self.drain.take().is_some() {
+            dropped += 1;
+        }
+        self.shared.counters.add_dropped(DropReason::Disconnected, dropped);
+    }
+}
+
+fn publish(channel: &str, message: &[u8], commands: &mut Vec<u8>) {
+    let mut command = Cmd::with_capacity(3, channel.len() + message.len() + 7);
+    command.arg("PUBLISH").arg(channel).arg(message);
+    command.write_packed_command(commands);
+}

@@ -1,0 +1,192 @@
+//! The thread `redis-sub`: reads what the patterns bring, and notices when they bring nothing more.
+
+use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::{Connection, Msg, RedisError, Value, cmd};
+
+use super::{MISSING_PROBES, PING_AFTER, Shared, Stopped, Throttle};
+use crate::bridge::backoff::Backoff;
+use crate::bridge::inbox::{Inbox, Received};
+use crate::bridge::{DropReason, Handler};
+
+/// How long leaving a subscription may wait for a peer that may be dead.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(50);
+/// Characters of a channel's name in a log line.
+const LOGGED_CHANNEL: usize = 160;
+
+pub(super) struct Subscriber {
+    shared: Arc<Shared>,
+    inbox: Inbox,
+    handler: Handler,
+    stopped: Stopped,
+    backoff: Backoff,
+    was_connected: bool,
+    junk: Throttle,
+}
+
+/// What shows that a subscription lives.
+struct Proof {
+    /// The last probe that came back; at first the last one sent before it could.
+    probe: u64,
+    /// When anything was last heard.
+    heard: Instant,
+}
+
+/// Why a session ended.
+enum Failure {
+    Redis(RedisError),
+    Refused(String),
+    NoProbe,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redis(error) => error.fmt(f),
+            Self::Refused(error) => write!(f, "PSUBSCRIBE refused: {error}"),
+            Self::NoProbe => f.write_str("probes do not come back"),
+        }
+    }
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        Self::Redis(error)
+    }
+}
+
+impl Subscriber {
+    pub(super) fn new(shared: &Arc<Shared>, handler: Handler, stopped: Stopped) -> Self {
+        Self {
+            inbox: Inbox::new(shared.instance),
+            shared: Arc::clone(shared),
+            handler,
+            stopped,
+            backoff: Backoff::default(),
+            was_connected: false,
+            junk: Throttle::default(),
+        }
+    }
+
+    /// Until it is stopped, or nobody takes deliveries.
+    pub(super) fn run(mut self) {
+        loop {
+            let end = self.session();
+            let reason = end.err().map(|e| e.to_string());
+            self.shared.link.subscriber_down(reason.as_deref());
+            if reason.is_none() || self.stopped.wait(self.backoff.next()) {
+                break;
+            }
+        }
+    }
+
+    /// One connection; `Ok` when it was stopped.
+    fn session(&mut self) -> Result<(), Failure> {
+        let mut connection = self.shared.connect()?;
+        self.subscribe(&mut connection)?;
+        if std::mem::replace(&mut self.was_connected, true) {
+            self.shared.counters.add_reconnect();
+        }
+        let mut subscription = connection.as_pubsub();
+        let end = self.read(&mut subscription);
+        // Dropping it asks to leave and waits for the answer.
+        let _ = subscription.set_read_timeout(Some(LEAVE_TIMEOUT));
+        end
+    }
+
+    /// By hand, since `PubSub::psubscribe` takes a refusal for a success. The confirmations after the
+    /// first are skipped by `get_message`.
+    fn subscribe(&self, connection: &mut Connection) -> Result<(), Failure> {
+        let command = cmd("PSUBSCRIBE").arg(&self.shared.channels.patterns()).get_packed_command();
+        connection.send_packed_command(&command)?;
+        match connection.recv_response()? {
+            Value::ServerError(error) => Err(Failure::Refused(RedisError::from(error).to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    fn read(&mut self, subscription: &mut redis::PubSub<'_>) -> Result<(), Failure> {
+        let mut proof = Proof { probe: self.shared.confirmed_probe(), heard: Instant::now() };
+        let _ = self.shared.probe_now.try_send(());
+        while !self.stopped.is_set() {
+            match subscription.get_message() {
+                Ok(message) => {
+                    proof.heard = Instant::now();
+                    if self.take(&message, &mut proof).is_break() {
+                        break;
+                    }
+                }
+                Err(error) if error.is_timeout() => self.check(subscription, &mut proof)?,
+                Err(error) if is_interrupted(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: &Msg, proof: &mut Proof) -> ControlFlow<()> {
+        let (channel, payload) = (message.get_channel_name(), message.get_payload_bytes());
+        match self.inbox.read(&self.shared.channels, channel, payload) {
+            Received::Deliver(delivery) => {
+                self.shared.counters.add_received();
+                return (self.handler)(delivery);
+            }
+            Received::Own => {}
+            Received::Probe(number) => {
+                proof.probe = number;
+                self.proved();
+            }
+            Received::Drop(reason) => self.dropped(reason, channel, payload.len()),
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn proved(&mut self) {
+        self.backoff.reset();
+        self.shared.link.probe_returned();
+    }
+
+    /// Nothing was heard for the length of a read timeout: is the subscription alive?
+    fn check(
+        &mut self,
+        subscription: &mut redis::PubSub<'_>,
+        proof: &mut Proof,
+    ) -> Result<(), Failure> {
+        if self.shared.confirmed_probe().saturating_sub(proof.probe) >= MISSING_PROBES {
+            return Err(Failure::NoProbe);
+        }
+        // Only while the publisher is away: else probes are heard all the time. A ping that times out
+        // would swallow the next message, so it ends the session.
+        if proof.heard.elapsed() >= PING_AFTER {
+            let _: Value = subscription.ping()?;
+            proof.heard = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn dropped(&mut self, reason: DropReason, channel: &str, payload_bytes: usize) {
+        self.shared.counters.add_dropped(reason, 1);
+        // A repeated message is no one's mistake.
+        if reason == DropReason::Repeated {
+            return;
+        }
+        if let Some(held_back) = self.junk.pass() {
+            let channel: String = channel.chars().take(LOGGED_CHANNEL).collect();
+            log::warn!(
+                reason = reason.as_str(), channel = channel.as_str(), payload_bytes, held_back;
+                "dropped a message from redis"
+            );
+        }
+    }
+}
+
+/// A read with a timeout ends so after the process was stopped and continued.
+fn is_interrupted(error: &RedisError) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| error.kind() == io::ErrorKind::Interrupted)
+}

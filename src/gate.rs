@@ -1,0 +1,306 @@
+//! The port: accepts, caps connections, and gives each a thread that reads its requests.
+//!
+//! `/ws` goes to the handshake with the raw socket; everything else is read whole, checked,
+//! re-serialised and forwarded to tiny_http on a private Unix socket (DESIGN section 1, "One port").
+
+pub mod head;
+pub mod response;
+
+mod connection;
+mod forward;
+mod incoming;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+pub use forward::PEER_HEADER;
+pub use head::Head;
+pub use response::Answer;
+
+use crate::config::{
+    AllowedOrigins, CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, RESERVE_CONNECTIONS,
+    SOCKET_RECEIVE_BUFFER_BYTES, SOCKET_SEND_BUFFER_BYTES,
+};
+use crate::rest::{Rest, RestParts};
+use crate::threads::Threads;
+use connection::Arrival;
+use forward::{Links, PrivateSocket};
+use incoming::{Phase, SharedPhase};
+
+/// How long the gate waits when the system has no descriptor or memory for another connection.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// The settings of the gate.
+#[derive(Debug, Clone)]
+pub struct GateConfig {
+    /// Address to listen on; port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// Connections at once, what the system allows already considered.
+    pub max_connections: usize,
+    /// For a whole request head, and for an idle kept-alive connection.
+    pub head_timeout: Duration,
+    /// For a whole request body.
+    pub body_timeout: Duration,
+    /// For a whole answer.
+    pub write_timeout: Duration,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// For the CORS headers of errors.
+    pub allowed_origins: AllowedOrigins,
+}
+
+impl GateConfig {
+    /// The settings of `config`, with as many connections as the system allows.
+    pub fn new(config: &Config, max_connections: usize) -> Self {
+        Self {
+            bind: config.bind,
+            max_connections,
+            head_timeout: config.head_timeout,
+            body_timeout: config.body_timeout,
+            write_timeout: config.write_timeout,
+            max_body_bytes: config.max_body_bytes,
+            allowed_origins: config.allowed_origins.clone(),
+        }
+    }
+}
+
+/// A request for `/ws`, of whatever method, and the socket that it came on.
+#[derive(Debug)]
+pub struct Upgrade {
+    /// The socket, blocking and without a read timeout; the only descriptor of the connection.
+    pub stream: TcpStream,
+    /// The request's head; a body may be announced, of which nothing but `early` was read.
+    pub head: Head,
+    /// What came behind the head.
+    pub early: Vec<u8>,
+    /// Number of the connection, as in its thread's name.
+    pub number: u64,
+    /// The peer's address.
+    pub peer: SocketAddr,
+}
+
+/// Performs the handshake and serves the WebSocket; the connection counts until it returns.
+pub type OnUpgrade = Arc<dyn Fn(Upgrade) + Send + Sync>;
+
+/// What all threads of the gate share.
+struct Context {
+    config: GateConfig,
+    phase: Arc<SharedPhase>,
+    /// Accepted connections, reserve included.
+    open: AtomicUsize,
+    /// Request bodies held in memory, in bytes.
+    body_bytes: AtomicUsize,
+    links: Links,
+    upgrade: OnUpgrade,
+}
+
+/// A connection's place among `MAX_CONNECTIONS` or in the reserve; free again when dropped.
+struct Seat {
+    context: Arc<Context>,
+    reserve: bool,
+}
+
+impl Seat {
+    /// `None` when the reserve is taken too.
+    fn take(context: &Arc<Context>) -> Option<Self> {
+        let before = context.open.fetch_add(1, Ordering::Relaxed);
+        let most = context.config.max_connections;
+        // Made first: whether it is returned or not, dropping it gives the place back.
+        let seat = Self { context: Arc::clone(context), reserve: before >= most };
+        (before < most + RESERVE_CONNECTIONS).then_some(seat)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.context.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The running gate. Dropping it closes it and ends the REST threads, so that is done when the
+/// connection threads have ended.
+pub struct Gate {
+    addr: SocketAddr,
+    context: Arc<Context>,
+    listener: Arc<TcpListener>,
+    rest: Rest,
+    _socket: PrivateSocket,
+}
+
+impl Gate {
+    /// Listens, and starts the threads `gate` and `rest-1` to `rest-4`; each connection gets a thread
+    /// `conn-<n>`.
+    ///
+    /// # Errors
+    /// When the address or the private socket cannot be bound, or a thread not be started.
+    pub fn start(
+        config: GateConfig,
+        threads: &Threads,
+        rest: RestParts,
+        upgrade: OnUpgrade,
+    ) -> io::Result<Self> {
+        let listener = Arc::new(listen(config.bind)?);
+        let addr = listener.local_addr()?;
+        let phase = Arc::new(SharedPhase::default());
+        let (socket, private) = PrivateSocket::bind()?;
+        let is_draining = {
+            let phase = Arc::clone(&phase);
+            move || phase.get() >= Phase::Draining
+        };
+        let rest = Rest::start(private, rest, Arc::new(is_draining), threads)?;
+        let context = Arc::new(Context {
+            config,
+            phase,
+            open: AtomicUsize::new(0),
+            body_bytes: AtomicUsize::new(0),
+            links: Links::connect(socket.path())?,
+            upgrade,
+        });
+        let acceptor = Acceptor {
+            listener: Arc::clone(&listener),
+            context: Arc::clone(&context),
+            threads: threads.clone(),
+        };
+        threads.spawn("gate", move || acceptor.run())?;
+        Ok(Self { addr, context, listener, rest, _socket: socket })
+    }
+
+    /// The address that it listens on, with the actual port.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Connections open now, WebSockets and the reserve included.
+    pub fn connections(&self) -> usize {
+        self.context.open.load(Ordering::Relaxed)
+    }
+
+    /// From now on everything but `/health` and `/ready` is answered with 503, and idle kept-alive
+    /// connections end within 250 ms; running requests finish.
+    pub fn drain(&self) {
+        self.context.phase.advance(Phase::Draining);
+    }
+
+    /// Ends the thread `gate`; connections that wait for a request, or for the rest of one, end within
+    /// a second.
+    pub fn close(&self) {
+        self.context.phase.advance(Phase::Closed);
+        // Unblocks accept.
+        let _ = SockRef::from(&*self.listener).shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.close();
+        self.rest.end();
+    }
+}
+
+/// The options are set before listening: accepted sockets inherit them without a call each.
+fn listen(bind: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(bind), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_send_buffer_size(SOCKET_SEND_BUFFER_BYTES)?;
+    socket.set_recv_buffer_size(SOCKET_RECEIVE_BUFFER_BYTES)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&bind.into())?;
+    socket.listen(LISTEN_BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The accept loop.
+struct Acceptor {
+    listener: Arc<TcpListener>,
+    context: Arc<Context>,
+    threads: Threads,
+}
+
+impl Acceptor {
+    fn run(self) {
+        let (mut number, mut failing) = (0, false);
+        while self.context.phase.get() < Phase::Closed {
+            match self.listener.accept() {
+                Ok((stream, peer)) => {
+                    number += 1;
+                    failing = false;
+                    self.admit(Arrival { stream, peer, number });
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                // Descriptors or memory are used up; trying again at once would spin.
+                Err(error) => {
+                    if !failing && self.context.phase.get() < Phase::Closed {
+                        log::warn!(error:%; "no connection can be accepted");
+                    }
+                    failing = true;
+                    std::thread::sleep(EXHAUSTED_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn admit(&self, arrival: Arrival) {
+        let Some(seat) = Seat::take(&self.context) else {
+            return turn_away(&arrival.stream, "all connections are taken");
+        };
+        let name = format!("conn-{}", arrival.number);
+        // Through a channel, so that a failed spawn leaves the socket here.
+        let (hand_over, taken) = bounded(1);
+        let rest = taken.clone();
+        let _ = hand_over.try_send(arrival);
+        let started = self.threads.spawn_small(name, CONNECTION_STACK_BYTES, move || {
+            if let Ok(arrival) = taken.try_recv() {
+                drop(taken);
+                connection::serve(seat, arrival);
+            }
+        });
+        if let Err(error) = started {
+            log::warn!(error:%; "no thread for a connection");
+            if let Ok(arrival) = rest.try_recv() {
+                turn_away(&arrival.stream, "no thread is left");
+            }
+        }
+    }
+}
+
+/// Errors that say nothing about the next connection: a signal came, or the peer went away between its
+/// connect and the accept, which Linux reports as that connection's network error (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [
+        Errno::INTR,
+        Errno::CONNABORTED,
+        Errno::CONNRESET,
+        Errno::AGAIN,
+        Errno::PROTO,
+        Errno::PERM,
+        Errno::NETDOWN,
+        Errno::NETUNREACH,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+        Errno::NONET,
+        Errno::OPNOTSUPP,
+        Errno::NOPROTOOPT,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
+}
+
+/// 503, written without waiting: nobody delays the accept loop. What has already come is read, so that
+/// closing does not reset the connection before the answer is read.
+fn turn_away(stream: &TcpStream, message: &str) {
+    let answer = Answer::unavailable(message).closing_bytes(false);
+    let _ = response::send_now(stream, &answer);
+    let _ = stream.shutdown(Shutdown::Write);
+    if stream.set_nonblocking(true).is_ok() {
+        let _ = (&mut &*stream).read(&mut [0; KIB]);
+    }
+}

@@ -1,0 +1,272 @@
+//! One connection: its requests one after the other, until it ends or becomes a WebSocket.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::head::{Head, Version};
+use super::incoming::{Ended, Incoming, NoHead, Phase};
+use super::response::{Answer, linger, write_within};
+use super::{Context, Seat, Upgrade, forward};
+use crate::config::{KIB, MIB};
+use crate::rest::cors;
+
+/// Path of the WebSocket handshake.
+const WEBSOCKET_PATH: &str = "/ws";
+/// Body bytes of all requests that are held at once; beyond them the answer is 503.
+const BODY_BUDGET_BYTES: usize = 64 * MIB;
+/// Most bytes of a body read at once; the buffer grows as they arrive.
+const BODY_CHUNK_BYTES: usize = 16 * KIB;
+/// Deadline of a head on a reserve connection: they are few.
+const RESERVE_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An accepted connection.
+pub(super) struct Arrival {
+    pub(super) stream: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) number: u64,
+}
+
+/// Serves the connection to its end. A WebSocket lives inside the call of `upgrade`, so that call is
+/// made from a shallow stack and with all buffers freed.
+pub(super) fn serve(seat: Seat, arrival: Arrival) {
+    if let Some(upgrade) = converse(&seat, arrival) {
+        (seat.context.upgrade)(upgrade);
+    }
+}
+
+/// What follows a request.
+enum Next {
+    /// Another request.
+    Request,
+    /// The end, after an answer: what the peer still sends is drained.
+    Close,
+    /// The end, with nothing to say.
+    Gone,
+}
+
+/// Why a request was not forwarded.
+enum Stop {
+    /// This is the answer.
+    Answer(Answer),
+    /// The peer is gone.
+    Gone,
+}
+
+impl From<Answer> for Stop {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(answer)
+    }
+}
+
+#[inline(never)]
+fn converse(seat: &Seat, arrival: Arrival) -> Option<Upgrade> {
+    let Arrival { stream, peer, number } = arrival;
+    let mut incoming = Incoming::new(&stream, &seat.context.phase);
+    let mut talk = Talk { seat, stream: &stream, peer };
+    let mut fresh = true;
+    let next = loop {
+        let head = match incoming.head(seat.head_timeout(), fresh) {
+            Ok(head) => head,
+            Err(NoHead::Silent) => break Next::Gone,
+            Err(NoHead::Late) => {
+                break talk.refuse(None, &Answer::error(408, "request_timeout", "request head is late"));
+            }
+            Err(NoHead::Bad(error)) => break talk.refuse(None, &Answer::from(&error)),
+        };
+        fresh = false;
+        if let Some(answer) = talk.turned_away(&head) {
+            break talk.refuse(Some(&head), &answer);
+        }
+        if head.path() == WEBSOCKET_PATH {
+            let early = incoming.buffered().to_vec();
+            drop(incoming);
+            return stream
+                .set_read_timeout(None)
+                .is_ok()
+                .then_some(Upgrade { stream, head, early, number, peer });
+        }
+        match talk.request(&head, &mut incoming) {
+            Next::Request => {}
+            end => break end,
+        }
+    };
+    if matches!(next, Next::Close) {
+        linger(&stream);
+    }
+    None
+}
+
+impl Seat {
+    fn head_timeout(&self) -> Duration {
+        let timeout = self.context.config.head_timeout;
+        if self.reserve { timeout.min(RESERVE_HEAD_TIMEOUT) } else { timeout }
+    }
+}
+
+/// The answering side of a connection.
+struct Talk<'a> {
+    seat: &'a Seat,
+    stream: &'a TcpStream,
+    peer: SocketAddr,
+}
+
+impl Talk<'_> {
+    fn context(&self) -> &Context {
+        &self.seat.context
+    }
+
+    fn is_draining(&self) -> bool {
+        self.context().phase.get() >= Phase::Draining
+    }
+
+    /// 503 for what a reserve connection or a service that shuts down does not serve.
+    fn turned_away(&self, head: &Head) -> Option<Answer> {
+        let probe = matches!(head.method(), "GET" | "HEAD");
+        let path = head.path();
+        if self.is_draining() && !(probe && matches!(path, "/health" | "/ready")) {
+            return Some(Answer::unavailable("the service is shutting down"));
+        }
+        if self.seat.reserve && !(probe && matches!(path, "/health" | "/ready" | "/metrics")) {
+            return Some(Answer::unavailable("all connections are taken"));
+        }
+        None
+    }
+
+    /// Answers with an error, after which the connection ends.
+    fn refuse(&mut self, head: Option<&Head>, answer: &Answer) -> Next {
+        let mut answer = answer.clone();
+        for (name, value) in
+            cors::headers(&self.context().config.allowed_origins, head.and_then(|h| h.header("origin")))
+        {
+            answer = answer.with_header(name, value);
+        }
+        let to_head_request = head.is_some_and(|head| head.method() == "HEAD");
+        self.write(&answer.closing_bytes(to_head_request), true)
+    }
+
+    fn write(&self, bytes: &[u8], close: bool) -> Next {
+        match write_within(self.stream, bytes, self.context().config.write_timeout) {
+            Err(_) => Next::Gone,
+            Ok(()) if close => Next::Close,
+            Ok(()) => Next::Request,
+        }
+    }
+
+    /// Reads the body, has tiny_http answer, and passes the answer on.
+    fn request(&mut self, head: &Head, incoming: &mut Incoming<'_>) -> Next {
+        match self.forward(head, incoming) {
+            Ok(mut answer) => {
+                let close = !head.keeps_alive() || self.seat.reserve || self.is_draining();
+                if close {
+                    answer.close();
+                }
+                self.write(answer.bytes(), close)
+            }
+            Err(Stop::Answer(answer)) => self.refuse(Some(head), &answer),
+            Err(Stop::Gone) => Next::Gone,
+        }
+    }
+
+    fn forward(
+        &mut self,
+        head: &Head,
+        incoming: &mut Incoming<'_>,
+    ) -> Result<forward::Answered, Stop> {
+        let length = self.body_length(head)?;
+        let mut request = forward::request(head, self.peer)?;
+        let mut held = Held::new(&self.context().body_bytes);
+        if length > 0 {
+            self.continue_if_expected(head, incoming)?;
+            self.read_body(incoming, length, &mut request, &mut held)?;
+        }
+        Ok(self.context().links.exchange(request, head.method() == "HEAD")?)
+    }
+
+    fn body_length(&self, head: &Head) -> Result<usize, Answer> {
+        let most = self.context().config.max_body_bytes;
+        let announced = head.content_length().unwrap_or(0);
+        usize::try_from(announced).ok().filter(|length| *length <= most).ok_or_else(|| {
+            let message = format!("body has {announced} bytes, at most {most} are taken");
+            Answer::error(413, "payload_too_large", &message)
+        })
+    }
+
+    /// `Expect: 100-continue` (RFC 9110, section 10.1.1); HTTP/1.0 has no interim answers.
+    fn continue_if_expected(&self, head: &Head, incoming: &Incoming<'_>) -> Result<(), Stop> {
+        match head.header("expect") {
+            None => Ok(()),
+            Some(expect) if !expect.eq_ignore_ascii_case("100-continue") => {
+                let message = "Expect is not 100-continue";
+                Err(Answer::error(417, "expectation_failed", message).into())
+            }
+            Some(_) if head.version() == Version::Http10 || !incoming.buffered().is_empty() => {
+                Ok(())
+            }
+            Some(_) => match self.write(b"HTTP/1.1 100 Continue\r\n\r\n", false) {
+                Next::Request => Ok(()),
+                _ => Err(Stop::Gone),
+            },
+        }
+    }
+
+    fn read_body(
+        &self,
+        incoming: &mut Incoming<'_>,
+        length: usize,
+        request: &mut Vec<u8>,
+        held: &mut Held<'_>,
+    ) -> Result<(), Stop> {
+        let deadline = Instant::now() + self.context().config.body_timeout;
+        let mut missing = length;
+        while missing > 0 {
+            let chunk = missing.min(BODY_CHUNK_BYTES);
+            held.grow(chunk)?;
+            let read = match incoming.take_buffered(chunk, request) {
+                0 => incoming.read_onto(request, chunk, deadline).map_err(|ended| match ended {
+                    Ended::Gone => Stop::Gone,
+                    Ended::Late => Stop::Answer(Answer::error(
+                        408,
+                        "request_timeout",
+                        &format!("request body is late: {missing} of {length} bytes are missing"),
+                    )),
+                })?,
+                buffered => buffered,
+            };
+            held.shrink(chunk - read);
+            missing -= read;
+        }
+        Ok(())
+    }
+}
+
+/// A request's part of the budget for bodies; given back at the end.
+struct Held<'a> {
+    total: &'a AtomicUsize,
+    bytes: usize,
+}
+
+impl<'a> Held<'a> {
+    fn new(total: &'a AtomicUsize) -> Self {
+        Self { total, bytes: 0 }
+    }
+
+    fn grow(&mut self, bytes: usize) -> Result<(), Answer> {
+        self.bytes += bytes;
+        if self.total.fetch_add(bytes, Ordering::Relaxed) + bytes > BODY_BUDGET_BYTES {
+            return Err(Answer::unavailable("too many request bodies are in flight"));
+        }
+        Ok(())
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,270 @@
+//! The hop to tiny_http: a private Unix socket, four connections to it, and the exchange on one.
+//!
+//! tiny_http's parser must not meet the network, so it gets only what this module wrote: a request
+//! line and the few headers that REST handlers read, all visible ASCII, with the whole body behind.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use httparse::Status;
+
+use super::head::Head;
+use super::response::Answer;
+use crate::config::{KIB, REST_CONNECTIONS};
+
+/// Carries the peer's address to the handlers; the gate alone sets it.
+pub const PEER_HEADER: &str = "X-Realtime-Peer";
+
+/// The headers that are passed on; a handler that reads another one adds it here. Everything
+/// hop-by-hop, and `X-Realtime-Peer` from outside, is left behind by not being listed.
+const PASSED_ON: [&str; 6] = [
+    "Authorization",
+    "Origin",
+    "Content-Type",
+    "Accept",
+    "Access-Control-Request-Method",
+    "Access-Control-Request-Headers",
+];
+
+/// How long a request waits for one of the connections.
+const BORROW_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a handler may take for its answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// First size of the buffer for an answer, in bytes: most fit.
+const ANSWER_BYTES: usize = KIB;
+/// Most headers of an answer; handlers set a handful.
+const MAX_ANSWER_HEADERS: usize = 32;
+
+/// A directory that only this user can enter, with the socket in it; removed when dropped.
+pub(super) struct PrivateSocket {
+    directory: PathBuf,
+    path: PathBuf,
+}
+
+impl PrivateSocket {
+    pub(super) fn bind() -> io::Result<(Self, UnixListener)> {
+        let name = format!("realtime_service-{}", uuid::Uuid::new_v4());
+        let directory = std::env::temp_dir().join(name);
+        fs::DirBuilder::new().mode(0o700).create(&directory)?;
+        let socket = Self { path: directory.join("rest.sock"), directory };
+        let listener = UnixListener::bind(&socket.path)?;
+        Ok((socket, listener))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for PrivateSocket {
+    fn drop(&mut self) {
+        // Nothing is lost if they stay: the next start has a directory of its own.
+        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_dir(&self.directory);
+    }
+}
+
+/// The request as tiny_http gets it, up to where the body begins.
+pub(super) fn request(head: &Head, peer: SocketAddr) -> Result<Vec<u8>, Answer> {
+    let mut out = Vec::with_capacity(512);
+    for part in [head.method(), " ", head.path()] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    if let Some(query) = head.query() {
+        out.push(b'?');
+        out.extend_from_slice(query.as_bytes());
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    for (name, value) in head.headers() {
+        let Some(known) = PASSED_ON.iter().find(|known| known.eq_ignore_ascii_case(name)) else {
+            continue;
+        };
+        if !value.bytes().all(|b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t')) {
+            let message = format!("{known} holds bytes that are not visible ASCII");
+            return Err(Answer::error(400, "bad_request", &message));
+        }
+        for part in [known, ": ", value, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+    // Writing to a Vec does not fail.
+    let _ = write!(out, "{PEER_HEADER}: {peer}\r\n");
+    if let Some(length) = head.content_length().filter(|length| *length > 0) {
+        let _ = write!(out, "Content-Length: {length}\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(out)
+}
+
+/// The connections to tiny_http, lent one at a time.
+pub(super) struct Links {
+    path: PathBuf,
+    /// `None` stands for a broken one, replaced when it is borrowed.
+    free: Receiver<Option<UnixStream>>,
+    give_back: Sender<Option<UnixStream>>,
+}
+
+impl Links {
+    /// Connects all of them.
+    pub(super) fn connect(path: &Path) -> io::Result<Self> {
+        let (give_back, free) = bounded(REST_CONNECTIONS);
+        let links = Self { path: path.into(), free, give_back };
+        for _ in 0..REST_CONNECTIONS {
+            let stream = links.open()?;
+            // As many places as connections.
+            let _ = links.give_back.try_send(Some(stream));
+        }
+        Ok(links)
+    }
+
+    fn open(&self) -> io::Result<UnixStream> {
+        let stream = UnixStream::connect(&self.path)?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        Ok(stream)
+    }
+
+    /// Sends a request and reads its answer whole; the connection is free again before a byte of it
+    /// goes to the peer. A request is not sent twice: the handler may have acted on it.
+    ///
+    /// # Errors
+    /// The 503 for the peer.
+    pub(super) fn exchange(
+        &self,
+        request: Vec<u8>,
+        to_head_request: bool,
+    ) -> Result<Answered, Answer> {
+        let Ok(free) = self.free.recv_timeout(BORROW_TIMEOUT) else {
+            return Err(Answer::unavailable("all REST handlers are busy"));
+        };
+        let mut lent = Lent { links: self, stream: None };
+        let mut stream = free.map_or_else(|| self.open(), Ok).map_err(|error| failed(&error))?;
+        let answered =
+            ask(&mut stream, &request, to_head_request).map_err(|error| failed(&error))?;
+        lent.stream = Some(stream);
+        Ok(answered)
+    }
+}
+
+fn failed(error: &io::Error) -> Answer {
+    log::warn!(error:%; "REST handler did not answer");
+    Answer::unavailable("the REST handler did not answer")
+}
+
+/// Gives a connection back, or the place of one that broke.
+struct Lent<'a> {
+    links: &'a Links,
+    stream: Option<UnixStream>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let _ = self.links.give_back.try_send(self.stream.take());
+    }
+}
+
+/// An answer of tiny_http, complete and ready to be passed on.
+#[derive(Debug)]
+pub(super) struct Answered {
+    bytes: Vec<u8>,
+    head_length: usize,
+}
+
+impl Answered {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Tells the peer that the connection ends.
+    pub(super) fn close(&mut self) {
+        let before_the_blank_line = self.head_length - 2;
+        self.bytes
+            .splice(before_the_blank_line..before_the_blank_line, *b"Connection: close\r\n");
+    }
+}
+
+fn ask(stream: &mut UnixStream, request: &[u8], to_head_request: bool) -> io::Result<Answered> {
+    stream.write_all(request)?;
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let mut bytes = Vec::new();
+    let head = loop {
+        read_more(stream, &mut bytes, ANSWER_BYTES, deadline)?;
+        if let Some(head) = AnswerHead::parse(&bytes)? {
+            break head;
+        }
+    };
+    if head.status == 204 {
+        // RFC 9110, section 8.6: no Content-Length in a 204, yet tiny_http writes one.
+        return Ok(head.without_length(bytes));
+    }
+    let body = if to_head_request { 0 } else { head.content_length };
+    let whole = head.length.saturating_add(body);
+    while bytes.len() < whole {
+        let missing = whole - bytes.len();
+        read_more(stream, &mut bytes, missing, deadline)?;
+    }
+    if bytes.len() > whole {
+        return Err(io::Error::other("the answer is longer than its Content-Length"));
+    }
+    Ok(Answered { bytes, head_length: head.length })
+}
+
+fn read_more(
+    stream: &mut UnixStream,
+    bytes: &mut Vec<u8>,
+    most: usize,
+    deadline: Instant,
+) -> io::Result<()> {
+    let before = bytes.len();
+    bytes.resize(before + most, 0);
+    let read = stream.read(bytes.get_mut(before..).unwrap_or_default());
+    bytes.truncate(before + *read.as_ref().unwrap_or(&0));
+    match read {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ if Instant::now() > deadline => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}
+
+struct AnswerHead {
+    status: u16,
+    /// Of the head, in bytes.
+    length: usize,
+    content_length: usize,
+}
+
+impl AnswerHead {
+    fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_ANSWER_HEADERS];
+        let mut response = httparse::Response::new(&mut headers);
+        let Status::Complete(length) = response.parse(bytes).map_err(io::Error::other)? else {
+            return Ok(None);
+        };
+        let content_length = response
+            .headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case("content-length"))
+            .and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok())
+            .ok_or_else(|| io::Error::other("the answer has no Content-Length"))?;
+        Ok(Some(Self { status: response.code.unwrap_or_default(), length, content_length }))
+    }
+
+    fn without_length(&self, bytes: Vec<u8>) -> Answered {
+        let head = bytes.get(..self.length).unwrap_or_default();
+        let mut kept = Vec::with_capacity(head.len());
+        for line in head.split_inclusive(|b| *b == b'\n') {
+            let named = line.get(..15).is_some_and(|n| n.eq_ignore_ascii_case(b"content-length:"));
+            if !named {
+                kept.extend_from_slice(line);
+            }
+        }
+        Answered { head_length: kept.len(), bytes: kept }
+    }
+}

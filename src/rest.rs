@@ -1,0 +1,300 @@
+//! Routes and handlers on tiny_http, which only the gate talks to (DESIGN section 5).
+
+pub mod cors;
+pub mod notify;
+
+use std::borrow::Cow;
+use std::io::{self, Cursor};
+use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tiny_http::{Header, Request, Response, Server, StatusCode};
+
+use crate::auth::Identity;
+use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
+use crate::gate::{Answer, PEER_HEADER};
+use crate::hub::HubHandle;
+use crate::notification::NotificationService;
+use crate::threads::Threads;
+
+/// Checks a token; the error is the reason, for the log and the peer.
+pub type Verify = Arc<dyn Fn(&str) -> Result<Identity, String> + Send + Sync>;
+/// `connected`, `disconnected` or `disabled`.
+pub type RedisState = Arc<dyn Fn() -> &'static str + Send + Sync>;
+/// Whether the service is shutting down.
+pub(crate) type IsDraining = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// What the handlers need of the service.
+pub struct RestParts {
+    /// Delivers notifications and counts connections.
+    pub hub: HubHandle,
+    /// Checks the tokens of notify and admin.
+    pub verify: Verify,
+    /// For `/health`.
+    pub redis_state: RedisState,
+    /// `ALLOWED_ORIGINS`.
+    pub allowed_origins: AllowedOrigins,
+    /// `API_AUTH`: whether notify and admin ask for a token.
+    pub api_auth: bool,
+}
+
+/// The running handlers; they run until [`Rest::end`].
+pub(crate) struct Rest {
+    server: Arc<Server>,
+    ending: Arc<AtomicBool>,
+}
+
+impl Rest {
+    /// Starts tiny_http on `listener` and the threads `rest-1` to `rest-4`.
+    ///
+    /// # Errors
+    /// When tiny_http does not take the listener or a thread cannot be started.
+    pub(crate) fn start(
+        listener: UnixListener,
+        parts: RestParts,
+        is_draining: IsDraining,
+        threads: &Threads,
+    ) -> io::Result<Self> {
+        let server = Arc::new(Server::from_listener(listener, None).map_err(io::Error::other)?);
+        let rest = Self { server, ending: Arc::default() };
+        let handlers = Arc::new(Handlers {
+            notifications: NotificationService::new(parts.hub.clone()),
+            parts,
+            is_draining,
+        });
+        for number in 1..=REST_CONNECTIONS {
+            let (server, ending) = (Arc::clone(&rest.server), Arc::clone(&rest.ending));
+            let handlers = Arc::clone(&handlers);
+            threads.spawn(format!("rest-{number}"), move || {
+                while !ending.load(Ordering::Relaxed) {
+                    if let Ok(request) = server.recv() {
+                        handlers.serve(request);
+                    }
+                }
+            })?;
+        }
+        Ok(rest)
+    }
+
+    /// Ends the threads once they have answered the requests that wait.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+        for _ in 0..REST_CONNECTIONS {
+            // Wakes one thread each.
+            self.server.unblock();
+        }
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Handlers {
+    parts: RestParts,
+    notifications: NotificationService,
+    is_draining: IsDraining,
+}
+
+/// Answers a request on one path.
+type Handler = fn(&Handlers, &mut Request) -> Answer;
+
+/// Whether a path is read or written to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// GET, and HEAD, for which tiny_http leaves out the body.
+    Read,
+    /// POST.
+    Write,
+}
+
+impl Access {
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Read => "GET, HEAD, OPTIONS",
+            Self::Write => "POST, OPTIONS",
+        }
+    }
+}
+
+/// All paths.
+const ROUTES: [(&str, Access, Handler); 4] = [
+    ("/health", Access::Read, Handlers::health),
+    ("/ready", Access::Read, Handlers::ready),
+    ("/api/notify", Access::Write, Handlers::notify),
+    ("/admin/clients", Access::Read, Handlers::clients),
+];
+
+impl Handlers {
+    fn serve(&self, mut request: Request) {
+        // A bug in a handler costs an answer, not a thread.
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(&mut request)))
+            .unwrap_or_else(|_| Answer::error(500, "server_error", "the handler failed"));
+        let cors = cors::headers(&self.parts.allowed_origins, header(&request, "Origin"));
+        if let Err(error) = request.respond(response(answer, cors)) {
+            log::debug!(error:%; "the gate did not take an answer");
+        }
+    }
+
+    fn answer(&self, request: &mut Request) -> Answer {
+        let path = request.url().split('?').next().unwrap_or_default();
+        let Some((_, access, handler)) = ROUTES.iter().find(|(known, ..)| *known == path) else {
+            return Answer::error(404, "not_found", "there is nothing at this path");
+        };
+        match (request.method().as_str(), access) {
+            ("GET" | "HEAD", Access::Read) | ("POST", Access::Write) => handler(self, request),
+            ("OPTIONS", _) => cors::preflight(access.methods())
+                .into_iter()
+                .fold(Answer::empty(204), |answer, (name, value)| answer.with_header(name, value))
+                .with_header("Allow", access.methods()),
+            (method, _) => Answer::error(
+                405,
+                "method_not_allowed",
+                &format!("{method:?} is not allowed here, {} are", access.methods()),
+            )
+            .with_header("Allow", access.methods()),
+        }
+    }
+
+    fn health(&self, _: &mut Request) -> Answer {
+        let redis = (self.parts.redis_state)();
+        Answer::json(
+            200,
+            format!(r#"{{"status":"healthy","service":"realtime_service","redis":"{redis}"}}"#),
+        )
+    }
+
+    fn ready(&self, _: &mut Request) -> Answer {
+        if (self.is_draining)() {
+            return Answer::unavailable("the service is shutting down");
+        }
+        Answer::json(200, r#"{"status":"ready"}"#)
+    }
+
+    fn clients(&self, request: &mut Request) -> Answer {
+        if let Err(refusal) = self.authorize(request) {
+            return refusal;
+        }
+        let Ok(census) = self.parts.hub.census() else {
+            return Answer::unavailable("the service is shutting down");
+        };
+        // Names and counts always serialise.
+        let rooms = serde_json::to_string(&census.rooms).unwrap_or_default();
+        Answer::json(200, format!(r#"{{"clients":{},"rooms":{rooms}}}"#, census.clients))
+    }
+
+    fn notify(&self, request: &mut Request) -> Answer {
+        let identity = match self.authorize(request) {
+            Ok(identity) => identity,
+            Err(refusal) => return refusal,
+        };
+        let body = match body(request) {
+            Ok(body) => body,
+            Err(error) => {
+                return Answer::error(400, "bad_request", &format!("body cannot be read: {error}"));
+            }
+        };
+        let wanted = match notify::parse(&body) {
+            Ok(wanted) => wanted,
+            Err(bad) => return Answer::error(400, bad.code, &bad.message),
+        };
+        let is_batch = wanted.is_batch;
+        let Ok(counts) = self.notifications.send_all(wanted.deliveries) else {
+            return Answer::unavailable("the service is shutting down");
+        };
+        log::info!(
+            peer = peer(request),
+            user = identity.as_ref().map_or("", |identity| identity.user_id.as_str()),
+            notifications = counts.len(),
+            delivered = counts.iter().sum::<usize>();
+            "notify"
+        );
+        notified(&counts, is_batch)
+    }
+
+    /// The caller, of role admin or service; `None` where `API_AUTH` is off.
+    fn authorize(&self, request: &Request) -> Result<Option<Identity>, Answer> {
+        if !self.parts.api_auth {
+            return Ok(None);
+        }
+        let identity = match header(request, "Authorization").map(bearer) {
+            Some(Some(token)) => (self.parts.verify)(token),
+            Some(None) => Err("authorization is not a bearer token".to_owned()),
+            None => Err("token is missing".to_owned()),
+        };
+        let identity = identity.map_err(|reason| {
+            log::info!(peer = peer(request), reason = reason.as_str(); "token refused");
+            Answer::error(401, "unauthorized", &reason).with_header("WWW-Authenticate", "Bearer")
+        })?;
+        if !matches!(identity.role.as_str(), "admin" | "service") {
+            log::info!(
+                peer = peer(request), user = identity.user_id.as_str(), role = identity.role.as_str();
+                "role refused"
+            );
+            return Err(Answer::error(403, "forbidden", "role is not admin or service"));
+        }
+        Ok(Some(identity))
+    }
+}
+
+/// `{"status":"success",…,"delivered":3}`, for a batch with a list of counts.
+fn notified(counts: &[usize], is_batch: bool) -> Answer {
+    let delivered = if is_batch {
+        let counts: Vec<_> = counts.iter().map(usize::to_string).collect();
+        format!("[{}]", counts.join(","))
+    } else {
+        counts.first().copied().unwrap_or(0).to_string()
+    };
+    Answer::json(
+        200,
+        format!(
+            r#"{{"status":"success","message":"Notification sent","delivered":{delivered}}}"#
+        ),
+    )
+}
+
+/// The body, which the gate has read, bounded and sent whole.
+fn body(request: &mut Request) -> io::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(request.body_length().unwrap_or(0).min(64 * KIB));
+    request.as_reader().read_to_end(&mut body)?;
+    Ok(body)
+}
+
+fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
+    request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str())
+}
+
+fn peer(request: &Request) -> &str {
+    header(request, PEER_HEADER).unwrap_or_default()
+}
+
+/// The token of `Authorization: Bearer <token>`; the scheme in any case (RFC 9110, section 11.1).
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    let token = token.trim_matches(' ');
+    let one = !token.is_empty() && !token.contains([' ', '\t', ',']);
+    (scheme.eq_ignore_ascii_case("bearer") && one).then_some(token)
+}
+
+/// tiny_http's own form of an answer. It must not chunk, since the gate reads by Content-Length.
+fn response(
+    answer: Answer,
+    cors: Vec<(&'static str, Cow<'static, str>)>,
+) -> Response<Cursor<Vec<u8>>> {
+    let status = StatusCode(answer.status());
+    let headers = cors.into_iter().fold(answer, |answer, (n, v)| answer.with_header(n, v));
+    let list = headers
+        .headers()
+        .iter()
+        // An answer holds visible ASCII only, so all of them pass.
+        .filter_map(|(name, value)| Header::from_bytes(*name, value.as_bytes()).ok())
+        .collect();
+    let body = headers.into_body();
+    let length = body.len();
+    Response::new(status, list, Cursor::new(body), Some(length), None)
+        .with_chunked_threshold(usize::MAX)
+}

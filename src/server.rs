@@ -1,0 +1,259 @@
+//! Wires threads and channels: starts the service, and ends it in order (DESIGN section 1, "Shutdown").
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use log::{info, warn};
+use uuid::Uuid;
+
+use crate::auth::{Verifier, VerifierError};
+use crate::authorization::Authorizer;
+use crate::bridge::{Outgoing, PubSub, RedisPubSub};
+use crate::ceilings::{Ceilings, SystemLimits, TooFew};
+use crate::config::{AllowedOrigins, Config, Environment, HUB_QUEUE, RoomPolicy};
+use crate::gate::{Gate, GateConfig, OnUpgrade};
+use crate::handshake::Handshake;
+use crate::hub::{self, Event, Hub, HubHandle, Limits, Outlets};
+use crate::notification::NotificationService;
+use crate::protocol::frame_payload;
+use crate::reader::ReaderLimits;
+use crate::rest::RestParts;
+use crate::threads::Threads;
+use crate::writer;
+
+/// A running service. It is ended with [`Server::shutdown`]; merely dropped, its threads run on.
+pub struct Server {
+    gate: Gate,
+    hub: HubHandle,
+    bridge: Option<Arc<dyn PubSub>>,
+    threads: Threads,
+    shutdown_timeout: Duration,
+}
+
+/// Why the service does not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The system has room for too few connections.
+    Ceilings(TooFew),
+    /// Tokens cannot be verified.
+    Verifier(VerifierError),
+    /// `REDIS_ADDR` is bad; what is wrong with it.
+    Redis(String),
+    /// The address cannot be bound, or a thread cannot be started: what was tried, and why not.
+    Io(String, io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ceilings(error) => error.fmt(f),
+            Self::Verifier(error) => error.fmt(f),
+            Self::Redis(error) => f.write_str(error),
+            Self::Io(what, error) => write!(f, "cannot {what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// What had not ended at `SHUTDOWN_TIMEOUT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Names of threads, and of other things that were waited for.
+    pub left: Vec<String>,
+}
+
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown: Vec<_> = self.left.iter().take(8).map(String::as_str).collect();
+        let more = self.left.len().saturating_sub(shown.len());
+        write!(f, "{} had not ended: {}", self.left.len(), shown.join(", "))?;
+        if more > 0 { write!(f, " and {more} more") } else { Ok(()) }
+    }
+}
+
+impl std::error::Error for Unfinished {}
+
+impl Server {
+    /// Starts all threads and listens.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        let ceilings =
+            Ceilings::within(config.max_connections, config.max_writers, &SystemLimits::read())
+                .map_err(StartError::Ceilings)?;
+        if ceilings.decided_by.is_some() {
+            warn!("{ceilings}");
+        }
+        warn_about(&config);
+        let threads = Threads::default();
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |error| StartError::Io(what, error)
+        };
+        let verifier = Arc::new(Verifier::new(&config.jwt).map_err(StartError::Verifier)?);
+        let authorizer = Arc::new(match &config.backend_url {
+            Some(url) => {
+                Authorizer::backend(url, &threads).map_err(failed("start a thread for BACKEND_URL"))?
+            }
+            None => Authorizer::rules(config.room_policy),
+        });
+        let bridge = match &config.redis {
+            Some(redis) => {
+                let bridge = RedisPubSub::new(redis, threads.clone()).map_err(StartError::Redis)?;
+                Some(Arc::new(bridge) as Arc<dyn PubSub>)
+            }
+            None => None,
+        };
+
+        let (events, queue) = bounded(HUB_QUEUE);
+        let hub = HubHandle::new(events);
+        let outlets = Outlets {
+            publish: publish_to(bridge.clone()),
+            start_writer: writer::starter(threads.clone(), hub.clone()),
+        };
+        let mut limits = Limits::from(&config);
+        limits.writers = ceilings.max_writers;
+        threads
+            .spawn("hub", move || hub::run(Hub::new(limits, outlets), &queue))
+            .map_err(failed("start the hub's thread"))?;
+        if let Some(bridge) = &bridge {
+            subscribe(&**bridge, hub.clone()).map_err(failed("start the bridge's threads"))?;
+        }
+
+        let handshake = Handshake {
+            verifier: Arc::clone(&verifier),
+            authorizer,
+            hub: hub.clone(),
+            allowed_origins: config.allowed_origins.clone(),
+            limits: ReaderLimits { message_bytes: config.max_message_bytes, rate: config.rate_limit },
+            write_timeout: config.write_timeout,
+            instance: instance_name(),
+        };
+        let rest = RestParts {
+            hub: hub.clone(),
+            verify: Arc::new(move |token| verifier.verify(token).map_err(|error| error.to_string())),
+            redis_state: redis_state_of(bridge.clone()),
+            allowed_origins: config.allowed_origins.clone(),
+            api_auth: config.api_auth,
+        };
+        let upgrade: OnUpgrade = Arc::new(move |upgrade| handshake.serve(upgrade));
+        let gate = Gate::start(
+            GateConfig::new(&config, ceilings.max_connections),
+            &threads,
+            rest,
+            upgrade,
+        )
+        .map_err(failed(&format!("listen on {}", config.bind)))?;
+        info!(addr:% = gate.addr(), connections = ceilings.max_connections; "listening");
+        Ok(Self { gate, hub, bridge, threads, shutdown_timeout: config.shutdown_timeout })
+    }
+
+    /// Where it listens, with the actual port.
+    pub fn addr(&self) -> SocketAddr {
+        self.gate.addr()
+    }
+
+    /// Sends notifications from within the process.
+    pub fn notifications(&self) -> NotificationService {
+        NotificationService::new(self.hub.clone())
+    }
+
+    /// Tells the name of a thread that the service cannot do without, when it panicked.
+    pub fn failures(&self) -> &Receiver<String> {
+        self.threads.failures()
+    }
+
+    /// Ends the service: 503 to everything new except `/health`, Close 1001 behind what is queued for
+    /// every client, then the bridge, the hub and the port.
+    ///
+    /// # Errors
+    /// What is left at `SHUTDOWN_TIMEOUT`; the process is to exit all the same.
+    pub fn shutdown(self) -> Result<(), Unfinished> {
+        let deadline = Instant::now() + self.shutdown_timeout;
+        self.gate.drain();
+        self.close_connections(deadline)?;
+        if let Some(bridge) = &self.bridge {
+            bridge.close(deadline).map_err(|error| Unfinished { left: vec![error.to_string()] })?;
+        }
+        self.gate.close();
+        self.wait(deadline, |name| name.starts_with("conn-") || name.starts_with("writer-"))?;
+        let Self { gate, hub, threads, .. } = self;
+        drop(gate);
+        // Its channel may be full of events that no one waits for any more.
+        let _ = hub.send(Event::Stop);
+        threads.wait(deadline, |_| true).map_err(|left| Unfinished { left })
+    }
+
+    /// Has every client closed, and waits until its threads have ended.
+    fn close_connections(&self, deadline: Instant) -> Result<(), Unfinished> {
+        let (closed, all_closed) = bounded::<Infallible>(0);
+        if self.hub.send(Event::Shutdown(closed)).is_err() {
+            return Err(Unfinished { left: vec!["hub, which failed".into()] });
+        }
+        match all_closed.recv_deadline(deadline) {
+            Err(RecvTimeoutError::Timeout) => self.wait(deadline, |name| name.starts_with("conn-")),
+            Err(RecvTimeoutError::Disconnected) => Ok(()),
+            Ok(never) => match never {},
+        }
+    }
+
+    fn wait(&self, deadline: Instant, matches: impl Fn(&str) -> bool) -> Result<(), Unfinished> {
+        self.threads.wait(deadline, matches).map_err(|left| Unfinished { left })
+    }
+}
+
+/// What an operator should know of a risky setting; once each, at the start.
+fn warn_about(config: &Config) {
+    if !config.api_auth {
+        warn!("API_AUTH=off: anyone who reaches the port may notify clients and read /admin/clients");
+    }
+    let in_production = config.environment == Environment::Production;
+    if in_production && config.room_policy == RoomPolicy::Open && config.backend_url.is_none() {
+        warn!(
+            "ROOM_POLICY=open without BACKEND_URL: every seller may join every seller-… room, every \
+             client every client-… room, and everyone all rooms without a known prefix"
+        );
+    }
+    if in_production && config.allowed_origins == AllowedOrigins::Any {
+        warn!("ALLOWED_ORIGINS=*: pages of every origin may connect with a token that they have");
+    }
+}
+
+/// Eight hex digits, random at each start.
+fn instance_name() -> String {
+    let mut name = Uuid::new_v4().simple().to_string();
+    name.truncate(8);
+    name
+}
+
+/// The hub's way to the broker; without one, nowhere.
+fn publish_to(bridge: Option<Arc<dyn PubSub>>) -> hub::Publish {
+    match bridge {
+        None => Box::new(|_, _| ()),
+        Some(bridge) => Box::new(move |target, frame| {
+            let outgoing = Outgoing { target: target.clone(), payload: frame_payload(frame) };
+            // What does not fit is counted by the bridge.
+            let _ = bridge.publish(outgoing);
+        }),
+    }
+}
+
+/// The broker's way to the hub, whose full channel holds the subscriber back.
+fn subscribe(bridge: &dyn PubSub, hub: HubHandle) -> io::Result<()> {
+    bridge.start(Box::new(move |delivery| match hub.send(Event::Remote(delivery)) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    }))
+}
+
+fn redis_state_of(bridge: Option<Arc<dyn PubSub>>) -> crate::rest::RedisState {
+    Arc::new(move || bridge.as_ref().map_or("disabled", |bridge| bridge.state()))
+}

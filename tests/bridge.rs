@@ -1,0 +1,613 @@
+//! Verifies that instances reach each other over a real redis-server, and survive all that it can do.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::net::TcpListener;
+use std::ops::ControlFlow;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use realtime_service::bridge::{DropReason, Outgoing, PubSub, QUEUE_MESSAGES, RedisPubSub};
+use realtime_service::config::{RedisConfig, Secret};
+use realtime_service::hub::Target;
+use realtime_service::protocol::{Room, frame_payload};
+use realtime_service::threads::Threads;
+
+/// No step of a test takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Delivery resumes within this of the return of Redis.
+const RESUMED: Duration = Duration::from_secs(5);
+
+/// A redis-server on a free port, ended with the test.
+struct Redis {
+    child: Child,
+    port: u16,
+    dir: std::path::PathBuf,
+}
+
+impl Redis {
+    fn start() -> Self {
+        Self::start_at(free_port())
+    }
+
+    fn start_at(port: u16) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("bridge-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--appendonly", "no", "--dir"])
+            .arg(&dir)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed");
+        let redis = Self { child, port, dir };
+        redis.wait();
+        redis
+    }
+
+    fn wait(&self) {
+        until("redis-server answers", || {
+            let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
+            client
+                .get_connection_with_timeout(Duration::from_secs(1))
+                .is_ok_and(|mut c| redis::cmd("PING").exec(&mut c).is_ok())
+        });
+    }
+
+    fn config(&self) -> RedisConfig {
+        config(&format!("127.0.0.1:{}", self.port))
+    }
+
+    /// A connection of the test itself.
+    fn admin(&self) -> redis::Connection {
+        let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
+        let connection = client.get_connection_with_timeout(PATIENCE).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        connection
+    }
+
+    fn run(&self, command: &[&str]) -> redis::Value {
+        run(&mut self.admin(), command)
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        *self = Self::start_at(self.port);
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn run(connection: &mut redis::Connection, command: &[&str]) -> redis::Value {
+    redis::cmd(command[0]).arg(&command[1..]).query(connection).unwrap()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn config(addr: &str) -> RedisConfig {
+    RedisConfig { addr: Secret::new(addr), password: None, prefix: String::new() }
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// One instance: its bridge, and what the bridge gave to its hub.
+struct Instance {
+    bridge: RedisPubSub,
+    received: Receiver<(Target, String)>,
+}
+
+impl Instance {
+    fn start(config: &RedisConfig) -> Self {
+        Self::start_with(config, None)
+    }
+
+    /// With a gate, the handler waits for a token before each delivery.
+    fn start_with(config: &RedisConfig, gate: Option<Receiver<()>>) -> Self {
+        let bridge = RedisPubSub::new(config, Threads::default()).unwrap();
+        let (sender, received) = unbounded();
+        bridge
+            .start(Box::new(move |delivery| {
+                if let Some(gate) = &gate {
+                    let _ = gate.recv();
+                }
+                let text = String::from_utf8(frame_payload(&delivery.frame).to_vec()).unwrap();
+                match sender.send((delivery.target, text)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                }
+            }))
+            .unwrap();
+        Self { bridge, received }
+    }
+
+    fn connected(config: &RedisConfig) -> Self {
+        let instance = Self::start(config);
+        instance.wait_for("connected");
+        instance
+    }
+
+    fn wait_for(&self, state: &str) {
+        until(state, || self.bridge.state() == state);
+    }
+
+    fn publish(&self, target: &Target, payload: &str) -> Result<(), DropReason> {
+        let payload = payload.to_owned().into();
+        self.bridge.publish(Outgoing { target: target.clone(), payload })
+    }
+
+    fn next(&self) -> (Target, String) {
+        self.received.recv_timeout(PATIENCE).expect("a message arrives")
+    }
+
+    fn dropped(&self, reason: DropReason) -> u64 {
+        self.bridge.counters().dropped(reason)
+    }
+
+    fn close(&self) {
+        self.bridge.close(Instant::now() + PATIENCE).unwrap();
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let _ = self.bridge.close(Instant::now() + PATIENCE);
+    }
+}
+
+fn room(name: &str) -> Target {
+    Target::Room(Room::parse(name).unwrap())
+}
+
+fn numbered(n: usize) -> String {
+    format!(r#"{{"n":{n}}}"#)
+}
+
+fn number_of((_, text): &(Target, String)) -> usize {
+    text.strip_prefix(r#"{"n":"#).unwrap().strip_suffix('}').unwrap().parse().unwrap()
+}
+
+/// Publishes at `from` until it arrives at `to`, which must be soon; returns the last number used.
+fn resumes(from: &Instance, to: &Instance, mut n: usize) -> usize {
+    let start = Instant::now();
+    loop {
+        n += 1;
+        let _ = from.publish(&Target::Everyone, &numbered(n));
+        if let Ok(message) = to.received.recv_timeout(Duration::from_millis(20)) {
+            assert!(start.elapsed() < RESUMED, "resumed only after {:?}", start.elapsed());
+            eprintln!("resumed after {:?}", start.elapsed());
+            assert!(number_of(&message) <= n);
+            break;
+        }
+        assert!(start.elapsed() < RESUMED, "not resumed");
+    }
+    // What is still on its way arrives before this one.
+    n += 1;
+    until("the sentinel is taken", || from.publish(&Target::Everyone, &numbered(n)).is_ok());
+    while number_of(&to.next()) != n {}
+    n
+}
+
+#[test]
+fn two_instances_exchange_in_order_without_duplicates() {
+    let redis = Redis::start();
+    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let targets = [room("order-1"), room("seller-5"), Target::User("u1".into()), Target::Everyone];
+    for n in 0..2000 {
+        let target = &targets[n % targets.len()];
+        a.publish(target, &numbered(n)).unwrap();
+        b.publish(target, &numbered(n)).unwrap();
+    }
+    a.publish(&room("end"), "{}").unwrap();
+    b.publish(&room("end"), "{}").unwrap();
+    for instance in [&a, &b] {
+        for n in 0..2000 {
+            assert_eq!(instance.next(), (targets[n % targets.len()].clone(), numbered(n)));
+        }
+        // Anything repeated, or its own, would stand before this.
+        assert_eq!(instance.next(), (room("end"), "{}".to_owned()));
+    }
+    until("all is confirmed", || a.bridge.counters().published() == 2001);
+    a.close();
+    b.close();
+    assert!(a.received.is_empty() && b.received.is_empty());
+    assert_eq!(a.bridge.counters().received(), 2001);
+    assert_eq!(a.bridge.state(), "disconnected");
+}
+
+#[test]
+fn foreign_messages_and_events_arrive_and_junk_harms_nothing() {
+    let redis = Redis::start();
+    let a = Instance::connected(&redis.config());
+    let mut admin = redis.admin();
+    let mut publish = |channel: &str, payload: &[u8]| {
+        redis::cmd("PUBLISH").arg(channel).arg(payload).exec(&mut admin).unwrap();
+    };
+    let full = format!(r#"{{"x":"{}"}}"#, "x".repeat(65_536 - 8));
+    let good = [
+        ("ws:room:seller-5", room("seller-5"), r#"{"event":"new_order","data":{"id":1.0}}"#),
+        ("ws:user:u1", Target::User("u1".into()), r#"{"origin":"shop"}"#),
+        ("ws:broadcast", Target::Everyone, "plain ü"),
+        ("ws:room:a", room("a"), &full),
+        ("events", Target::Admins, r#"{"type":"ADMIN_STATS_UPDATED","x":[1]}"#),
+        ("events", Target::Seller("5".into()), r#"{"type":"SELLER_STATS_UPDATED","seller_id":"5"}"#),
+        ("events", Target::Seller("7".into()), r#"{"type":"SELLER_STATS_UPDATED","seller_id":7}"#),
+    ];
+    let over = full.clone() + " ";
+    let junk: [(&str, &[u8], DropReason); 9] = [
+        ("ws:room:a", b"\xff\xfe", DropReason::NotUtf8),
+        ("ws:room:", b"{}", DropReason::BadChannel),
+        ("ws:room:a b", b"{}", DropReason::BadChannel),
+        ("ws:room:\xc3\xa4", b"{}", DropReason::BadChannel),
+        ("ws:user:", b"{}", DropReason::BadChannel),
+        ("ws:broadcast", over.as_bytes(), DropReason::TooLarge),
+        ("events", b"{", DropReason::BadEvent),
+        ("events", br#"{"type":"SELLER_STATS_UPDATED"}"#, DropReason::BadEvent),
+        ("events", br#"{"type":"OTHER"}"#, DropReason::UnknownEvent),
+    ];
+    for i in 0..junk.len().max(good.len()) {
+        if let Some((channel, payload, _)) = junk.get(i) {
+            publish(channel, payload);
+        }
+        if let Some((channel, _, payload)) = good.get(i) {
+            publish(channel, payload.as_bytes());
+        }
+    }
+    publish("ws:room:end", b"end");
+    for (_, target, payload) in good {
+        assert_eq!(a.next(), (target, payload.to_owned()));
+    }
+    assert_eq!(a.next(), (room("end"), "end".to_owned()));
+    for reason in DropReason::ALL {
+        let expected = junk.iter().filter(|(_, _, r)| *r == reason).count() as u64;
+        assert_eq!(a.dropped(reason), expected, "{reason:?}");
+    }
+    assert_eq!(a.bridge.state(), "connected");
+    assert_eq!(a.bridge.counters().reconnects(), 0);
+}
+
+#[test]
+fn what_an_instance_writes_is_plain_json_with_one_leading_member() {
+    let redis = Redis::start();
+    let mut listener = redis.admin();
+    let mut listener = listener.as_pubsub();
+    listener.subscribe("ws:room:order-1").unwrap();
+    let a = Instance::connected(&redis.config());
+    for n in 0..2 {
+        a.publish(&room("order-1"), &numbered(n)).unwrap();
+    }
+    for n in 0..2 {
+        let wire: String = listener.get_message().unwrap().get_payload().unwrap();
+        let json: serde_json::Value = serde_json::from_str(&wire).unwrap();
+        let (instance, number) = json["origin"].as_str().unwrap().split_once(':').unwrap();
+        uuid::Uuid::parse_str(instance).unwrap();
+        assert_eq!((number.to_owned(), json["n"].as_u64()), ((n + 1).to_string(), Some(n)));
+    }
+}
+
+#[test]
+fn a_prefix_with_glob_characters_separates_systems() {
+    let redis = Redis::start();
+    let with = |prefix: &str| RedisConfig { prefix: prefix.to_owned(), ..redis.config() };
+    let odd = "a*[b]?\\ ü:";
+    let (a, b) = (Instance::connected(&with(odd)), Instance::connected(&with(odd)));
+    // A pattern that was not escaped would match these too.
+    let others = ["", "aXb?\\ ü:", "ab*[b]?\\ ü:"].map(|p| Instance::connected(&with(p)));
+    for other in &others {
+        other.publish(&room("x"), r#"{"other":1}"#).unwrap();
+        until("it is confirmed", || other.bridge.counters().published() == 1);
+    }
+    a.publish(&room("x"), "{}").unwrap();
+    assert_eq!(b.next(), (room("x"), "{}".to_owned()));
+    for other in &others {
+        other.close();
+        assert!(other.received.is_empty());
+    }
+    assert_eq!(b.dropped(DropReason::BadChannel), 0);
+}
+
+#[test]
+fn passwords_users_and_databases_are_honoured() {
+    let redis = Redis::start();
+    let odd = "p@ss:/?#%41 \"'\\{}$ü";
+    let mut admin = redis.admin();
+    run(&mut admin, &["ACL", "SETUSER", "bob", "on", &format!(">{odd}"), "~*", "&*", "+@all"]);
+    run(&mut admin, &["ACL", "SETUSER", "eve", "on", ">s%3F", "~*", "&*", "+@all"]);
+    run(&mut admin, &["CONFIG", "SET", "requirepass", odd]);
+    let at = format!("127.0.0.1:{}", redis.port);
+    let password = || Some(Secret::new(odd));
+    let a = Instance::connected(&RedisConfig { password: password(), ..redis.config() });
+    let bob = config(&format!("redis://bob@{at}/3"));
+    let b = Instance::connected(&RedisConfig { password: password(), ..bob });
+    let c = Instance::connected(&config(&format!("redis://eve:s%253F@{at}")));
+    a.publish(&room("x"), "{}").unwrap();
+    assert_eq!(b.next(), (room("x"), "{}".to_owned()));
+    assert_eq!(c.next(), (room("x"), "{}".to_owned()));
+    let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut admin).unwrap();
+    let of_bob = list.lines().filter(|l| l.contains("user=bob") && l.contains(" db=3 ")).count();
+    assert_eq!(of_bob, 2, "two connections per instance: {list}");
+}
+
+#[test]
+fn a_refused_password_is_tried_again() {
+    let redis = Redis::start();
+    let mut admin = redis.admin();
+    run(&mut admin, &["CONFIG", "SET", "requirepass", "right"]);
+    let with = |p: &str| RedisConfig { password: Some(Secret::new(p)), ..redis.config() };
+    let a = Instance::connected(&with("right"));
+    let b = Instance::start(&with("other"));
+    let none = Instance::start(&redis.config());
+    let log = |admin: &mut redis::Connection| -> redis::Value {
+        run(admin, &["INFO", "stats"])
+    };
+    until("refusals", || {
+        let text = format!("{:?}", log(&mut admin));
+        let count = text.split("acl_access_denied_auth:").nth(1);
+        count.and_then(|c| c.split('\\').next()?.parse::<u32>().ok()).is_some_and(|n| n >= 4)
+    });
+    assert_eq!((b.bridge.state(), none.bridge.state()), ("disconnected", "disconnected"));
+    assert_eq!(b.publish(&Target::Everyone, "{}"), Err(DropReason::Disconnected));
+    run(&mut admin, &["CONFIG", "SET", "requirepass", "other"]);
+    resumes(&a, &b, 0);
+}
+
+#[test]
+fn a_refused_subscription_is_not_connected_and_heals() {
+    let redis = Redis::start();
+    let a = Instance::connected(&redis.config());
+    for (refuse, allow) in [("resetchannels", "allchannels"), ("-psubscribe", "+psubscribe")] {
+        redis.run(&["ACL", "SETUSER", "bob", "on", "nopass", "~*", "&*", "+@all", refuse]);
+        let bob = config(&format!("redis://bob:x@127.0.0.1:{}", redis.port));
+        let b = Instance::start(&bob);
+        until("it was refused twice", || {
+            let log = format!("{:?}", redis.run(&["ACL", "LOG"]));
+            log.matches("bob").count() >= 2
+        });
+        assert_eq!(b.bridge.state(), "disconnected");
+        redis.run(&["ACL", "SETUSER", "bob", allow]);
+        resumes(&a, &b, 0);
+        b.wait_for("connected");
+        redis.run(&["ACL", "LOG", "RESET"]);
+    }
+}
+
+#[test]
+fn a_hung_redis_delays_nobody_and_resumes() {
+    let redis = Redis::start();
+    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    redis.signal(rustix::process::Signal::STOP);
+    let mut n = 0;
+    let mut slowest = Duration::ZERO;
+    let start = Instant::now();
+    while a.bridge.state() == "connected" {
+        assert!(start.elapsed() < RESUMED, "not noticed");
+        n += 1;
+        let before = Instant::now();
+        let _ = a.publish(&Target::Everyone, &numbered(n));
+        slowest = slowest.max(before.elapsed());
+    }
+    eprintln!("noticed after {:?}, {n} messages, slowest publish {slowest:?}", start.elapsed());
+    assert!(slowest < Duration::from_millis(100), "publish waited for {slowest:?}");
+    assert!(a.dropped(DropReason::QueueFull) > 0);
+    assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Disconnected));
+    until("what waited is counted", || {
+        a.dropped(DropReason::Disconnected) > 0 && a.dropped(DropReason::Lost) > 0
+    });
+    b.wait_for("disconnected");
+    redis.signal(rustix::process::Signal::CONT);
+    let n = resumes(&a, &b, n);
+    resumes(&b, &a, n);
+    a.wait_for("connected");
+    b.wait_for("connected");
+}
+
+#[test]
+fn a_hung_redis_does_not_hold_up_the_end() {
+    let redis = Redis::start();
+    let a = Instance::connected(&redis.config());
+    redis.signal(rustix::process::Signal::STOP);
+    for n in 0..QUEUE_MESSAGES {
+        let _ = a.publish(&Target::Everyone, &numbered(n));
+    }
+    let start = Instant::now();
+    a.close();
+    assert!(start.elapsed() < Duration::from_secs(4), "closed after {:?}", start.elapsed());
+    assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Closed));
+    redis.signal(rustix::process::Signal::CONT);
+}
+
+#[test]
+fn a_killed_redis_is_found_again_each_time() {
+    let mut redis = Redis::start();
+    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let mut n = 0;
+    for _ in 0..5 {
+        redis.kill();
+        a.wait_for("disconnected");
+        b.wait_for("disconnected");
+        redis.restart();
+        n = resumes(&a, &b, n);
+        n = resumes(&b, &a, n);
+        a.wait_for("connected");
+        b.wait_for("connected");
+    }
+    assert!(a.bridge.counters().reconnects() >= 10);
+}
+
+#[test]
+fn an_absent_redis_is_found_when_it_comes() {
+    let port = free_port();
+    let (a, b) = {
+        let config = config(&format!("127.0.0.1:{port}"));
+        (Instance::start(&config), Instance::start(&config))
+    };
+    assert_eq!(a.bridge.state(), "disconnected");
+    assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Disconnected));
+    let _redis = Redis::start_at(port);
+    let n = resumes(&a, &b, 0);
+    resumes(&b, &a, n);
+    a.wait_for("connected");
+    assert_eq!(a.bridge.counters().reconnects(), 0);
+}
+
+#[test]
+fn a_lost_subscriber_comes_back() {
+    let redis = Redis::start();
+    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let mut n = 0;
+    for _ in 0..3 {
+        redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        n = resumes(&a, &b, n);
+        b.wait_for("connected");
+    }
+}
+
+#[test]
+fn a_subscriber_lost_to_a_full_output_buffer_comes_back() {
+    let redis = Redis::start();
+    redis.run(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 32kb 0 0"]);
+    let a = Instance::connected(&redis.config());
+    let (gate, closed): (Sender<()>, _) = bounded(0);
+    let b = Instance::start_with(&redis.config(), Some(closed));
+    b.wait_for("connected");
+    let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(30_000));
+    until("it is cut", || {
+        let _ = a.publish(&Target::Everyone, &body);
+        let list = format!("{:?}", redis.run(&["CLIENT", "LIST", "TYPE", "pubsub"]));
+        list.matches("sub=0 psub=5").count() < 2
+    });
+    drop(gate);
+    // The old messages that its socket still held come first, then the break, then the new ones.
+    let start = Instant::now();
+    let mut n = 0;
+    loop {
+        n += 1;
+        let _ = a.publish(&Target::Everyone, &numbered(n));
+        match b.received.recv_timeout(Duration::from_millis(20)) {
+            Ok((_, text)) if text.starts_with(r#"{"n""#) => break,
+            _ => assert!(start.elapsed() < RESUMED, "not resumed"),
+        }
+    }
+    b.wait_for("connected");
+}
+
+#[test]
+fn a_publisher_lost_midway_repeats_nothing() {
+    let redis = Redis::start();
+    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let mut admin = redis.admin();
+    let mut n = 0;
+    let mut accepted = 0;
+    for _ in 0..5 {
+        let until_kill = n + 3000;
+        while n < until_kill {
+            n += 1;
+            accepted += u64::from(a.publish(&Target::Everyone, &numbered(n)).is_ok());
+        }
+        run(&mut admin, &["CLIENT", "KILL", "TYPE", "normal"]);
+        until("it is back", || a.bridge.counters().reconnects() > 0 && a.bridge.state() == "connected");
+    }
+    n += 1;
+    until("the sentinel is taken", || a.publish(&Target::Everyone, &numbered(n)).is_ok());
+    accepted += 1;
+    let mut last = 0;
+    let mut arrived = 0;
+    while last < n {
+        let number = number_of(&b.next());
+        assert!(number > last, "{number} after {last}");
+        last = number;
+        arrived += 1;
+    }
+    let counters = a.bridge.counters();
+    let refused = counters.dropped(DropReason::Disconnected) + counters.dropped(DropReason::QueueFull);
+    let lost = counters.dropped(DropReason::Lost);
+    eprintln!("accepted {accepted}, arrived {arrived}, lost {lost}, dropped {refused}");
+    until("all is accounted for", || {
+        counters.published() + counters.dropped(DropReason::Lost)
+            + counters.dropped(DropReason::Disconnected)
+            + counters.dropped(DropReason::QueueFull) == n as u64
+    });
+    assert!(arrived >= counters.published(), "confirmed, but did not arrive");
+}
+
+#[test]
+fn closing_publishes_what_is_queued() {
+    let redis = Redis::start();
+    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    for n in 0..5000 {
+        a.publish(&Target::Everyone, &numbered(n)).unwrap();
+    }
+    let start = Instant::now();
+    a.close();
+    let took = start.elapsed();
+    assert_eq!(a.bridge.counters().published(), 5000);
+    assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Closed));
+    for n in 0..5000 {
+        assert_eq!(number_of(&b.next()), n);
+    }
+    eprintln!("closed after {took:?}");
+    assert!(took < Duration::from_millis(900), "an idle second was waited out: {took:?}");
+    b.close();
+    b.close();
+}
+
+/// `cargo test --release --test bridge -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn throughput() {
+    let redis = Redis::start();
+    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(200));
+    let start = Instant::now();
+    let total = 300_000;
+    for _ in 0..total {
+        while a.publish(&room("order-1"), &body).is_err() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+    until("all is confirmed", || a.bridge.counters().published() == total);
+    let published = start.elapsed();
+    until("all arrived", || b.received.len() as u64 == total);
+    let rate = |took: Duration| total as f64 / took.as_secs_f64();
+    eprintln!("published {:.0}/s, arrived {:.0}/s", rate(published), rate(start.elapsed()));
+    while b.received.try_recv().is_ok() {}
+    let mut delays: Vec<_> = (0..1000)
+        .map(|n| {
+            let start = Instant::now();
+            a.publish(&room("order-1"), &numbered(n)).unwrap();
+            b.next();
+            start.elapsed()
+        })
+        .collect();
+    delays.sort();
+    eprintln!("one at a time: p50 {:?}, p99 {:?}", delays[500], delays[990]);
+}
