@@ -51,9 +51,11 @@ pub(crate) fn churn(rate: u32, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
     let mut passers = Passers::new(target.address)?;
     let (elapsed, cpu) = figures::measured(&target, || passers.run(rate, count, trial.tokens))?;
     // The last threads may still be ending.
-    let settled = target::wait_until("threads and descriptors to be as before", || {
-        open().is_ok_and(|now| now <= open_before)
-    });
+    let settled =
+        target::wait_until(
+            "threads and descriptors to be as before",
+            || Ok(open()? <= open_before),
+        );
     let left_behind = if settled.is_ok() { 0 } else { open()?.saturating_sub(open_before) };
     let mut figures = vec![
         (figures::CAME_AND_WENT, figures::per_second(count as u64, elapsed)),

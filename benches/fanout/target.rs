@@ -20,6 +20,7 @@ const BINARY_VARIABLE: &str = "REALTIME_SERVICE_BIN";
 const MAX_CONNECTIONS: &str = "10100";
 const START_DEADLINE: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const PONG: &[u8] = b"+PONG\r\n";
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// What is measured.
@@ -50,6 +51,16 @@ pub(crate) struct Target {
 
 /// Killed and waited for when dropped.
 struct Process(Child);
+
+impl Process {
+    /// Fails when the process has ended by itself.
+    fn check_alive(&mut self) -> Fallible<()> {
+        match self.0.try_wait()? {
+            None => Ok(()),
+            Some(status) => Err(format!("a server ended at its start, {status}").into()),
+        }
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -113,12 +124,12 @@ impl Target {
             .stdout(Stdio::from(io::stderr()))
             .spawn()
             .map_err(|error| format!("starting {}: {error}", binary.display()))?;
-        let target = Self { process: Process(child), address, socket_path: None };
-        let redis_state = if redis.is_some() { "\"redis\":\"connected\"" } else { "" };
-        wait_until(&format!("the service's /health to be 200 with {redis_state:?}"), || {
-            health(address).is_ok_and(|answer| {
-                answer.starts_with("HTTP/1.1 200") && answer.contains(redis_state)
-            })
+        let mut target = Self { process: Process(child), address, socket_path: None };
+        let state = if redis.is_some() { "\"redis\":\"connected\"" } else { "" };
+        wait_until(&format!("/health to be 200 {state}"), || {
+            target.process.check_alive()?;
+            let answer = health(address).unwrap_or_default();
+            Ok(answer.starts_with("HTTP/1.1 200") && answer.contains(state))
         })?;
         Ok(target)
     }
@@ -166,20 +177,20 @@ impl Redis {
             .stdout(Stdio::null())
             .spawn()
             .map_err(|error| format!("starting redis-server: {error}"))?;
-        let process = Process(child);
+        let mut process = Process(child);
         wait_until("redis-server to answer", || {
-            let pong = b"+PONG\r\n".as_slice();
-            ask(address, b"PING\r\n", |answer| answer == pong)
-                .is_ok_and(|answer| answer.as_bytes() == pong)
+            process.check_alive()?;
+            Ok(ask(address, b"PING\r\n", |answer| answer == PONG)
+                .is_ok_and(|answer| answer.as_bytes() == PONG))
         })?;
         Ok(Self { _process: process, address })
     }
 }
 
 /// Waits for `is_so`, at most the time that a start may take.
-pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Fallible<()> {
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> Fallible<bool>) -> Fallible<()> {
     let deadline = Instant::now() + START_DEADLINE;
-    while !is_so() {
+    while !is_so()? {
         if Instant::now() > deadline {
             return Err(format!("waited {START_DEADLINE:?} for {what}").into());
         }
