@@ -13,9 +13,9 @@ const ROW: f64 = 34.0;
 const TOP: f64 = 58.0;
 const LABEL_WIDTH: f64 = 290.0;
 /// Length of a bar of 100 %.
-const FULL: f64 = 250.0;
-/// A bar longer than this would run into its label.
-const LONGEST: f64 = 1.3;
+const FULL: f64 = 220.0;
+/// A longer bar would push its label out of the picture.
+const LONGEST: f64 = 1.15;
 
 const STYLE: &str = "\
 text{font:13px system-ui,sans-serif;fill:#1f2328}.small{font-size:12px;fill:#59636e}.title{font-size:15px;\

@@ -69,7 +69,7 @@ pub(crate) fn listen() -> io::Result<std::net::TcpListener> {
 pub(crate) fn run() -> Fallible<()> {
     let listener = listen()?;
     listener.set_nonblocking(true)?;
-    println!("{}", listener.local_addr()?);
+    let address = listener.local_addr()?;
     let mut floor = Floor {
         poll: Poll::new()?,
         listener: TcpListener::from_std(listener),
@@ -81,6 +81,7 @@ pub(crate) fn run() -> Fallible<()> {
         timestamp: None,
     };
     floor.poll.registry().register(&mut floor.listener, LISTENER, Interest::READABLE)?;
+    println!("{address}");
     let mut events = Events::with_capacity(EVENTS);
     let mut scratch = vec![0; SCRATCH_BYTES];
     loop {

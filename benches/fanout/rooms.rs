@@ -76,15 +76,12 @@ impl Rooms {
         Self { swarm, ledger, publishers, outgoing: Vec::new() }
     }
 
-    /// Publishes as much as may be in flight, in one send.
+    /// Publishes as much as may be in flight, each message in a send of its own, as clients do.
     pub(crate) fn fill(&mut self, publisher: usize) -> Fallible<()> {
-        let publisher = &mut self.publishers[publisher];
-        self.outgoing.clear();
-        for _ in 0..self.ledger.room_for(publisher.stream) {
-            let sequence = self.ledger.publish(publisher.stream);
-            publisher.template.append(sequence, &mut self.outgoing);
+        while self.ledger.room_for(self.publishers[publisher].stream) > 0 {
+            self.publish_one(publisher)?;
         }
-        self.swarm.send(publisher.link, &self.outgoing)
+        Ok(())
     }
 
     /// Takes one round of arrivals, of which there must be some.
@@ -113,9 +110,7 @@ impl Rooms {
             let completed = self.ledger.take_completed();
             if Instant::now() < deadline {
                 for publisher in completed {
-                    if self.ledger.room_for(publisher) > 0 {
-                        self.fill(publisher)?;
-                    }
+                    self.fill(publisher)?;
                 }
             }
         }

@@ -105,13 +105,13 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "notify-1-batch",
-        about: "REST notify in batches of 100, 1 keep-alive connection",
+        about: "REST notify, 100 at a time, 1 connection",
         load: Load::Notify { callers: 1, batch: 100 },
         bars: &[(figures::NOTIFICATIONS, Bar::TimesOf("notify-1", 10.0))],
     },
     Scenario {
         name: "notify-16-batch",
-        about: "REST notify in batches of 100, 16 keep-alive connections",
+        about: "REST notify, 100 at a time, 16 connections",
         load: Load::Notify { callers: 16, batch: 100 },
         bars: &[(figures::NOTIFICATIONS, Bar::TimesOf("notify-16", 10.0))],
     },
