@@ -41,6 +41,7 @@ use lexopt::{Arg, ValueExt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::fanout::loads::{self, Effort, Trial};
+use crate::fanout::measure::Busyness;
 use crate::fanout::report::{self, Outcome};
 use crate::fanout::scenarios::{self, Scenario};
 use crate::fanout::target::Side;
@@ -151,12 +152,18 @@ fn perform(task: Task) -> Fallible<ExitCode> {
 fn measure(arguments: &Arguments) -> Fallible<ExitCode> {
     raise_descriptor_limit()?;
     let tokens = Tokens::new()?;
+    let before = Busyness::now()?;
     let mut outcomes = Vec::new();
     for scenario in chosen(&arguments.names)? {
         eprintln!("{}: {}", scenario.name, scenario.about);
         outcomes.push(run(scenario, arguments, &tokens));
     }
+    let of_others = Busyness::now()?.of_others_since(&before);
     let missed = report::print(&outcomes, arguments.runs);
+    println!(
+        "Other processes used {:.0} % of the machine's processors meanwhile.",
+        of_others * 100.0
+    );
     if let Some(path) = &arguments.chart {
         fs::write(path, chart::svg(&outcomes))
             .map_err(|error| format!("writing {}: {error}", path.display()))?;

@@ -74,20 +74,52 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 /// files.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// CPU time that all threads of process `pid` have used, ended ones too, in steps of 10 ms
-/// (proc(5), `stat`).
+/// CPU time that all threads of process `pid` have used, ended ones too, in steps of 10 ms (proc(5),
+/// `stat`).
 pub(crate) fn cpu_time(pid: u32) -> Fallible<Duration> {
+    let ticks: u64 = process_times(&pid.to_string())?.iter().take(2).sum();
+    Ok(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND))
+}
+
+/// `utime`, `stime`, `cutime` and `cstime` of a process, in ticks.
+fn process_times(pid: &str) -> Fallible<Vec<u64>> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path)?;
     // The name before it may hold spaces and parentheses.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = |field: Option<&str>| field.and_then(|value| value.parse::<u64>().ok());
-    let mut times = fields.split_ascii_whitespace().skip(11);
-    match (ticks(times.next()), ticks(times.next())) {
-        (Some(user), Some(system)) => {
-            Ok(Duration::from_secs_f64((user + system) as f64 / TICKS_PER_SECOND))
-        }
-        _ => Err(format!("{path} is not as proc(5) says: {stat}").into()),
+    let times = fields.split_ascii_whitespace().skip(11).take(4).map(str::parse);
+    let times: Vec<u64> = times.collect::<Result<_, _>>()?;
+    if times.len() < 4 {
+        return Err(format!("{path} is not as proc(5) says: {stat}").into());
+    }
+    Ok(times)
+}
+
+/// How busy the machine has been since its start, in ticks of all processors.
+pub(crate) struct Busyness {
+    total: u64,
+    idle: u64,
+    /// By this process and those that it has started and waited for.
+    own: u64,
+}
+
+impl Busyness {
+    pub(crate) fn now() -> Fallible<Self> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let first = stat.lines().next().unwrap_or_default();
+        // user, nice, system, idle, iowait, irq, softirq, steal; guest times are in user's already.
+        let times = first.split_ascii_whitespace().skip(1).take(8).map(str::parse);
+        let times: Vec<u64> = times.collect::<Result<_, _>>()?;
+        let own = process_times("self")?.iter().sum();
+        Ok(Self { total: times.iter().sum(), idle: times.iter().skip(3).take(2).sum(), own })
+    }
+
+    /// The share of the machine's processors that others have used since `before`, 0 to 1.
+    pub(crate) fn of_others_since(&self, before: &Self) -> f64 {
+        let total = self.total.saturating_sub(before.total);
+        let idle = self.idle.saturating_sub(before.idle);
+        let own = self.own.saturating_sub(before.own);
+        total.saturating_sub(idle).saturating_sub(own) as f64 / total.max(1) as f64
     }
 }
 
