@@ -1,7 +1,6 @@
 //! Prints a token for trying the service out, signed with its `JWT_SECRET`, and nothing else.
 
 use std::borrow::Cow;
-use std::env::{self, VarError};
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -9,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use lexopt::{Arg, Parser, ValueExt};
+use realtime_service::config::{Variables, parse_duration};
 use serde::Serialize;
 
 const HELP: &str = "\
@@ -141,17 +141,10 @@ fn id(option: &str, arguments: &mut Parser) -> Result<String, Failure> {
 }
 
 fn ttl_seconds(ttl: &str) -> Result<u64, Failure> {
-    let (count, unit_seconds) = match ttl.char_indices().last() {
-        Some((end, 's')) => (ttl.get(..end), 1),
-        Some((end, 'm')) => (ttl.get(..end), 60),
-        Some((end, 'h')) => (ttl.get(..end), 3600),
-        _ => (Some(ttl), 1),
-    };
-    count
-        // parse() would take a sign.
-        .filter(|count| count.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|count| count.parse::<u64>().ok())
-        .and_then(|count| count.checked_mul(unit_seconds))
+    parse_duration(ttl)
+        // A token cannot say parts of a second.
+        .filter(|ttl| ttl.subsec_nanos() == 0)
+        .map(|ttl| ttl.as_secs())
         .filter(|seconds| (1..=MAX_TTL_SECONDS).contains(seconds))
         .ok_or_else(|| {
             Failure::Argument(format!(
@@ -228,42 +221,10 @@ struct Claims {
     exp: u64,
 }
 
-/// `JWT_SECRET` from the environment, which wins even where it is empty, else from `.env`, looked for
-/// here and in the directories above.
+/// `JWT_SECRET`, from where the service takes it.
 fn secret() -> Result<String, Failure> {
-    let secret = match env::var("JWT_SECRET") {
-        Ok(secret) => Some(secret),
-        Err(VarError::NotPresent) => secret_from_file()?,
-        Err(VarError::NotUnicode(_)) => {
-            return Err(Failure::Other("JWT_SECRET is not valid UTF-8".to_owned()));
-        }
-    };
-    secret.filter(|secret| !secret.is_empty()).ok_or_else(|| {
+    let variables = Variables::load().map_err(Failure::Other)?;
+    variables.get("JWT_SECRET").filter(|secret| !secret.is_empty()).ok_or_else(|| {
         Failure::Other("JWT_SECRET is missing or empty: set it, or write it to .env".to_owned())
-    })
-}
-
-fn secret_from_file() -> Result<Option<String>, Failure> {
-    let lines = match dotenvy::dotenv_iter() {
-        Ok(lines) => lines,
-        Err(error) if error.not_found() => return Ok(None),
-        Err(error) => return Err(unreadable(&error)),
-    };
-    for line in lines {
-        let (name, value) = line.map_err(|error| unreadable(&error))?;
-        if name == "JWT_SECRET" {
-            return Ok(Some(value));
-        }
-    }
-    Ok(None)
-}
-
-fn unreadable(error: &dotenvy::Error) -> Failure {
-    Failure::Other(match error {
-        // Not the line itself: it may hold the secret.
-        dotenvy::Error::LineParse(..) => {
-            "cannot read .env: a line is not NAME=value (quote values with spaces)".to_owned()
-        }
-        other => format!("cannot read .env: {other}"),
     })
 }

@@ -350,12 +350,24 @@ mod tests {
     fn the_tightest_limit_decides() {
         let machine = default_machine();
         let table: [(SystemLimits, usize, &str); 6] = [
-            (SystemLimits { descriptors: quota(1024, 20), ..machine }, 1024 - 20 - 72 - 16, "RLIMIT_NOFILE"),
-            (SystemLimits { descriptors: quota(200, 12), ..machine }, 200 - 12 - 72 - 16, "RLIMIT_NOFILE"),
-            (SystemLimits { memory_maps: quota(16_530, 530), ..machine }, 3095, "vm.max_map_count"),
-            (SystemLimits { threads_max: quota(4400, 400), ..machine }, 3095, "kernel.threads-max"),
-            (SystemLimits { user_threads: quota(4400, 400), ..machine }, 3095, "RLIMIT_NPROC"),
-            (SystemLimits { cgroup_threads: quota(4400, 400), ..machine }, 3095, "pids.max of the cgroup"),
+            (
+                SystemLimits { descriptors: quota(1024, 20), ..machine },
+                1024 - 20 - 72 - 16,
+                "RLIMIT_NOFILE",
+            ),
+            (
+                SystemLimits { descriptors: quota(200, 12), ..machine },
+                200 - 12 - 72 - 16,
+                "RLIMIT_NOFILE",
+            ),
+            (SystemLimits { memory_maps: quota(16_530, 530), ..machine }, 3096, "vm.max_map_count"),
+            (SystemLimits { threads_max: quota(4400, 400), ..machine }, 3096, "kernel.threads-max"),
+            (SystemLimits { user_threads: quota(4400, 400), ..machine }, 3096, "RLIMIT_NPROC"),
+            (
+                SystemLimits { cgroup_threads: quota(4400, 400), ..machine },
+                3096,
+                "pids.max of the cgroup",
+            ),
         ];
         for (limits, connections, name) in table {
             let ceilings = Ceilings::within(10_000, 1024, &limits).unwrap();
@@ -375,10 +387,14 @@ mod tests {
                 ..SystemLimits::default()
             };
             let Ok(c) = Ceilings::within(10_000, 1024, &limits) else { continue };
-            let threads = (c.max_connections + c.max_writers + RESERVE_CONNECTIONS) as u64 + FIXED_THREADS;
+            let threads =
+                (c.max_connections + c.max_writers + RESERVE_CONNECTIONS) as u64 + FIXED_THREADS;
             assert!(threads * MAPS_PER_THREAD + 150 < limit, "{limit}: {c}");
             assert!(threads + 300 < limit / 3, "{limit}: {c}");
-            assert!((c.max_connections + RESERVE_CONNECTIONS) as u64 + FIXED_DESCRIPTORS + 20 <= limit / 2);
+            assert!(
+                (c.max_connections + RESERVE_CONNECTIONS) as u64 + FIXED_DESCRIPTORS + 20
+                    <= limit / 2
+            );
         }
     }
 
@@ -386,10 +402,7 @@ mod tests {
     fn too_few_is_an_error_unless_asked_for() {
         let limits = SystemLimits { descriptors: quota(96, 3), ..default_machine() };
         let line = Ceilings::within(10_000, 1024, &limits).unwrap_err().to_string();
-        assert_eq!(
-            line,
-            "only 5 connections fit, expected at least 10: RLIMIT_NOFILE is 96"
-        );
+        assert_eq!(line, "only 5 connections fit, expected at least 10: RLIMIT_NOFILE is 96");
         assert_eq!(Ceilings::within(5, 1024, &limits).unwrap().max_connections, 5);
         let limits = SystemLimits { cgroup_threads: quota(20, 25), ..default_machine() };
         assert_eq!(Ceilings::within(10_000, 1024, &limits).unwrap_err().max_connections, 0);
@@ -399,8 +412,13 @@ mod tests {
     fn cgroups_of_both_versions_are_found() {
         assert_eq!(
             pids_directories("12:cpu,pids:/a\n1:name=systemd:/b\n0::/user.slice/x\nodd\n"),
-            ["/sys/fs/cgroup/pids/a", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/user.slice/x",
-             "/sys/fs/cgroup/user.slice", "/sys/fs/cgroup"]
+            [
+                "/sys/fs/cgroup/pids/a",
+                "/sys/fs/cgroup/pids",
+                "/sys/fs/cgroup/user.slice/x",
+                "/sys/fs/cgroup/user.slice",
+                "/sys/fs/cgroup"
+            ]
             .map(PathBuf::from)
         );
     }

@@ -4,6 +4,7 @@
 //! doubts a value. [`SETTINGS`] is the same table for people; `--help` prints it and a test holds the
 //! README against it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::bridge::parse_address;
 use crate::logging::Format;
 
 /// Bytes in a KiB.
@@ -268,13 +270,11 @@ impl Config {
         let secret = env.get("JWT_SECRET").ok_or_else(|| ConfigError {
             variable: "JWT_SECRET",
             value: None,
-            expected: "the secret that signs the tokens; it is not set".into(),
+            problem: "not set, expected the secret that signs the tokens".into(),
         })?;
         let mut config = Self::new(secret);
 
-        let ip = env.parse("BIND_ADDR", config.bind.ip(), "an IP address", |v| v.parse().ok())?;
-        let port = env.number("PORT", config.bind.port(), 0, u16::MAX)?;
-        config.bind = SocketAddr::new(ip, port);
+        config.bind = env.bind()?;
         config.environment = env.parse(
             "ENVIRONMENT",
             config.environment,
@@ -291,8 +291,8 @@ impl Config {
             return Err(ConfigError {
                 variable: "JWT_SECRET",
                 value: None,
-                expected: format!(
-                    "at least {MIN_PRODUCTION_SECRET_BYTES} bytes in production; it has {}",
+                problem: format!(
+                    "has {} bytes, expected at least {MIN_PRODUCTION_SECRET_BYTES} in production",
                     config.jwt.secret.expose().len()
                 ),
             });
@@ -359,26 +359,74 @@ impl Config {
     }
 }
 
+/// Where settings come from: the environment, and behind it the `.env` file of the working directory or
+/// one above it, if there is one.
+#[derive(Debug)]
+pub struct Variables {
+    file: HashMap<String, String>,
+}
+
+impl Variables {
+    /// Reads the `.env` file.
+    ///
+    /// # Errors
+    /// One line: the file is unreadable, or a variable of the service is not UTF-8.
+    pub fn load() -> Result<Self, String> {
+        let odd = SETTINGS.iter().find(|setting| {
+            matches!(std::env::var(setting.name), Err(std::env::VarError::NotUnicode(_)))
+        });
+        if let Some(setting) = odd {
+            return Err(format!("{}: expected UTF-8", setting.name));
+        }
+        let lines = match dotenvy::dotenv_iter() {
+            Ok(lines) => lines,
+            Err(error) if error.not_found() => return Ok(Self { file: HashMap::new() }),
+            Err(error) => return Err(unreadable(&error)),
+        };
+        let file = lines.collect::<Result<_, _>>().map_err(|error| unreadable(&error))?;
+        Ok(Self { file })
+    }
+
+    /// The value of a variable, where it is set.
+    pub fn get(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok().or_else(|| self.file.get(name).cloned())
+    }
+}
+
+fn unreadable(error: &dotenvy::Error) -> String {
+    match error {
+        // Not the line itself: it may hold the secret.
+        dotenvy::Error::LineParse(..) => {
+            "cannot read .env: a line is not NAME=value (quote values with spaces)".into()
+        }
+        other => format!("cannot read .env: {other}"),
+    }
+}
+
+/// The address that `BIND_ADDR` and `PORT` name, for whoever wants to reach the service, not be it.
+///
+/// # Errors
+/// When one of the two is bad.
+pub fn bind_address(lookup: impl Fn(&str) -> Option<String>) -> Result<SocketAddr, ConfigError> {
+    Lookup(&lookup).bind()
+}
+
 /// One line that tells which variable is bad, its value, and what is expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     variable: &'static str,
     /// `None` for secrets.
     value: Option<String>,
-    expected: String,
+    problem: String,
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.value {
-            Some(value) => write!(
-                f,
-                "{} is \"{}\", expected {}",
-                self.variable,
-                value.escape_debug(),
-                self.expected
-            ),
-            None => write!(f, "{}: expected {}", self.variable, self.expected),
+            Some(value) => {
+                write!(f, "{} is \"{}\": {}", self.variable, value.escape_debug(), self.problem)
+            }
+            None => write!(f, "{}: {}", self.variable, self.problem),
         }
     }
 }
@@ -405,7 +453,7 @@ impl Lookup<'_> {
         parse(&value).ok_or_else(|| ConfigError {
             variable,
             value: Some(value),
-            expected: expected.into(),
+            problem: format!("expected {expected}"),
         })
     }
 
@@ -461,6 +509,12 @@ impl Lookup<'_> {
         })
     }
 
+    fn bind(&self) -> Result<SocketAddr, ConfigError> {
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let ip = self.parse("BIND_ADDR", any, "an IP address", |v| v.parse().ok())?;
+        Ok(SocketAddr::new(ip, self.number("PORT", 8080, 0, u16::MAX)?))
+    }
+
     fn redis(&self) -> Result<Option<RedisConfig>, ConfigError> {
         let addr = (self.0)("REDIS_ADDR").unwrap_or_else(|| "localhost:6379".into());
         if addr.is_empty() {
@@ -472,11 +526,19 @@ impl Lookup<'_> {
             "at most 128 bytes without control characters",
             |v| (v.len() <= 128 && !v.chars().any(char::is_control)).then(|| v.to_owned()),
         )?;
-        Ok(Some(RedisConfig {
+        let redis = RedisConfig {
             addr: Secret::new(addr),
             password: self.get("REDIS_PASSWORD").map(Secret::new),
             prefix,
-        }))
+        };
+        match parse_address(&redis) {
+            Ok(_) => Ok(Some(redis)),
+            Err(problem) => {
+                // Before an @ stands a password.
+                let value = Some(redis.addr.0).filter(|addr| !addr.contains('@'));
+                Err(ConfigError { variable: "REDIS_ADDR", value, problem })
+            }
+        }
     }
 
     fn backend_url(&self) -> Result<Option<String>, ConfigError> {
@@ -669,19 +731,19 @@ mod tests {
         for (name, value) in bad {
             let line = with(&[(name, value)]).unwrap_err().to_string();
             assert!(line.starts_with(&format!("{name} is \"{}\"", value.escape_debug())), "{line}");
-            assert!(line.contains(", expected ") && !line.contains('\n'), "{line}");
+            assert!(line.contains(": expected ") && !line.contains('\n'), "{line}");
         }
     }
 
     #[test]
     fn a_missing_empty_or_short_secret_is_refused_and_never_shown() {
         let none = Config::from_lookup(|_| None).unwrap_err().to_string();
-        assert_eq!(none, "JWT_SECRET: expected the secret that signs the tokens; it is not set");
+        assert_eq!(none, "JWT_SECRET: not set, expected the secret that signs the tokens");
         assert!(with(&[("JWT_SECRET", "")]).is_err());
         let short = with(&[("JWT_SECRET", "hunter2"), ("ENVIRONMENT", "production")]).unwrap_err();
         assert_eq!(
             short.to_string(),
-            "JWT_SECRET: expected at least 32 bytes in production; it has 7"
+            "JWT_SECRET: has 7 bytes, expected at least 32 in production"
         );
         assert!(!format!("{:?}", with(&[("JWT_SECRET", "hunter2")]).unwrap()).contains("hunter2"));
     }

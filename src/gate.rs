@@ -23,6 +23,7 @@ use crossbeam_channel::bounded;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 pub use forward::PEER_HEADER;
+pub(crate) use forward::PrivateSocket;
 pub use head::Head;
 pub use response::Answer;
 
@@ -33,7 +34,7 @@ use crate::config::{
 use crate::rest::{Rest, RestParts};
 use crate::threads::Threads;
 use connection::Arrival;
-use forward::{Links, PrivateSocket};
+use forward::Links;
 use incoming::{Phase, SharedPhase};
 
 /// How long the gate waits when the system has no descriptor or memory for another connection.
@@ -132,8 +133,7 @@ pub struct Gate {
     addr: SocketAddr,
     context: Arc<Context>,
     listener: Arc<TcpListener>,
-    rest: Rest,
-    _socket: PrivateSocket,
+    _rest: Rest,
 }
 
 impl Gate {
@@ -152,26 +152,29 @@ impl Gate {
         let addr = listener.local_addr()?;
         let phase = Arc::new(SharedPhase::default());
         let (socket, private) = PrivateSocket::bind()?;
+        let path = socket.path().to_owned();
         let is_draining = {
             let phase = Arc::clone(&phase);
             move || phase.get() >= Phase::Draining
         };
-        let rest = Rest::start(private, rest, Arc::new(is_draining), threads)?;
+        let rest = Rest::start((socket, private), rest, Arc::new(is_draining), threads)?;
         let context = Arc::new(Context {
             config,
             phase,
             open: AtomicUsize::new(0),
             body_bytes: AtomicUsize::new(0),
-            links: Links::connect(socket.path())?,
+            links: Links::connect(&path)?,
             upgrade,
         });
         let acceptor = Acceptor {
             listener: Arc::clone(&listener),
             context: Arc::clone(&context),
             threads: threads.clone(),
+            number: 0,
+            is_starved: false,
         };
         threads.spawn("gate", move || acceptor.run())?;
-        Ok(Self { addr, context, listener, rest, _socket: socket })
+        Ok(Self { addr, context, listener, _rest: rest })
     }
 
     /// The address that it listens on, with the actual port.
@@ -202,7 +205,6 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         self.close();
-        self.rest.end();
     }
 }
 
@@ -223,51 +225,62 @@ struct Acceptor {
     listener: Arc<TcpListener>,
     context: Arc<Context>,
     threads: Threads,
+    /// Of the last connection.
+    number: u64,
+    /// Whether the last connection found the system without room; told once, not for each.
+    is_starved: bool,
 }
 
 impl Acceptor {
-    fn run(self) {
-        let (mut number, mut failing) = (0, false);
+    fn run(mut self) {
         while self.context.phase.get() < Phase::Closed {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
-                    number += 1;
-                    failing = false;
-                    self.admit(Arrival { stream, peer, number });
+                    self.number += 1;
+                    self.admit(Arrival { stream, peer, number: self.number });
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 // Descriptors or memory are used up; trying again at once would spin.
                 Err(error) => {
-                    if !failing && self.context.phase.get() < Phase::Closed {
-                        log::warn!(error:%; "no connection can be accepted");
+                    if self.context.phase.get() < Phase::Closed {
+                        self.starve("no connection can be accepted", &error);
+                        std::thread::sleep(EXHAUSTED_PAUSE);
                     }
-                    failing = true;
-                    std::thread::sleep(EXHAUSTED_PAUSE);
                 }
             }
         }
     }
 
-    fn admit(&self, arrival: Arrival) {
+    fn admit(&mut self, arrival: Arrival) {
         let Some(seat) = Seat::take(&self.context) else {
             return turn_away(&arrival.stream, "all connections are taken");
         };
         let name = format!("conn-{}", arrival.number);
         // Through a channel, so that a failed spawn leaves the socket here.
         let (hand_over, taken) = bounded(1);
-        let rest = taken.clone();
+        let left = taken.clone();
         let _ = hand_over.try_send(arrival);
         let started = self.threads.spawn_small(name, CONNECTION_STACK_BYTES, move || {
             if let Ok(arrival) = taken.try_recv() {
+                // Else the channel would live as long as a WebSocket.
                 drop(taken);
                 connection::serve(seat, arrival);
             }
         });
-        if let Err(error) = started {
-            log::warn!(error:%; "no thread for a connection");
-            if let Ok(arrival) = rest.try_recv() {
-                turn_away(&arrival.stream, "no thread is left");
+        match started {
+            Ok(()) => self.is_starved = false,
+            Err(error) => {
+                self.starve("no thread is left for a connection", &error);
+                if let Ok(arrival) = left.try_recv() {
+                    turn_away(&arrival.stream, "no thread is left");
+                }
             }
+        }
+    }
+
+    fn starve(&mut self, what: &str, error: &io::Error) {
+        if !std::mem::replace(&mut self.is_starved, true) {
+            log::warn!(error:%; "{what}");
         }
     }
 }

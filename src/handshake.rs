@@ -177,8 +177,9 @@ fn check_request(head: &Head) -> Result<String, Answer> {
     }
     if !head.has_token("upgrade", "websocket") || !head.has_token("connection", "upgrade") {
         let message = "expected the headers Upgrade: websocket and Connection: Upgrade";
-        return Err(Answer::error(426, "upgrade_required", message)
-            .with_header("Upgrade", "websocket"));
+        return Err(
+            Answer::error(426, "upgrade_required", message).with_header("Upgrade", "websocket")
+        );
     }
     if only(head, "sec-websocket-version") != Some("13") {
         let message = "expected one header Sec-WebSocket-Version: 13";

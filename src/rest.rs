@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tiny_http::{Header, Request, Response, Server, StatusCode};
 
-use crate::auth::Identity;
+use crate::auth::{Identity, bearer};
 use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
-use crate::gate::{Answer, PEER_HEADER};
+use crate::gate::{Answer, PEER_HEADER, PrivateSocket};
 use crate::hub::HubHandle;
 use crate::notification::NotificationService;
 use crate::threads::Threads;
@@ -40,36 +40,44 @@ pub struct RestParts {
     pub api_auth: bool,
 }
 
-/// The running handlers; they run until [`Rest::end`].
+/// The running handlers; dropping it ends their threads once they have answered what waits.
 pub(crate) struct Rest {
-    server: Arc<Server>,
-    ending: Arc<AtomicBool>,
+    hop: Arc<Hop>,
+}
+
+/// tiny_http and the socket that it listens on. Its drop connects to the socket once more, to end its
+/// accept loop, so the socket must go last.
+struct Hop {
+    server: Server,
+    ending: AtomicBool,
+    _socket: PrivateSocket,
 }
 
 impl Rest {
-    /// Starts tiny_http on `listener` and the threads `rest-1` to `rest-4`.
+    /// Starts tiny_http on `listener`, which listens on `socket`, and the threads `rest-1` to `rest-4`.
     ///
     /// # Errors
     /// When tiny_http does not take the listener or a thread cannot be started.
     pub(crate) fn start(
-        listener: UnixListener,
+        (socket, listener): (PrivateSocket, UnixListener),
         parts: RestParts,
         is_draining: IsDraining,
         threads: &Threads,
     ) -> io::Result<Self> {
-        let server = Arc::new(Server::from_listener(listener, None).map_err(io::Error::other)?);
-        let rest = Self { server, ending: Arc::default() };
+        let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
+        let hop = Hop { server, ending: AtomicBool::new(false), _socket: socket };
+        // Made before the threads: when one of them cannot be started, its drop ends the others.
+        let rest = Self { hop: Arc::new(hop) };
         let handlers = Arc::new(Handlers {
             notifications: NotificationService::new(parts.hub.clone()),
             parts,
             is_draining,
         });
         for number in 1..=REST_CONNECTIONS {
-            let (server, ending) = (Arc::clone(&rest.server), Arc::clone(&rest.ending));
-            let handlers = Arc::clone(&handlers);
+            let (hop, handlers) = (Arc::clone(&rest.hop), Arc::clone(&handlers));
             threads.spawn(format!("rest-{number}"), move || {
-                while !ending.load(Ordering::Relaxed) {
-                    if let Ok(request) = server.recv() {
+                while !hop.ending.load(Ordering::Relaxed) {
+                    if let Ok(request) = hop.server.recv() {
                         handlers.serve(request);
                     }
                 }
@@ -77,20 +85,15 @@ impl Rest {
         }
         Ok(rest)
     }
-
-    /// Ends the threads once they have answered the requests that wait.
-    pub(crate) fn end(&self) {
-        self.ending.store(true, Ordering::Relaxed);
-        for _ in 0..REST_CONNECTIONS {
-            // Wakes one thread each.
-            self.server.unblock();
-        }
-    }
 }
 
 impl Drop for Rest {
     fn drop(&mut self) {
-        self.end();
+        self.hop.ending.store(true, Ordering::Relaxed);
+        for _ in 0..REST_CONNECTIONS {
+            // Wakes one thread each.
+            self.hop.server.unblock();
+        }
     }
 }
 
@@ -251,9 +254,7 @@ fn notified(counts: &[usize], is_batch: bool) -> Answer {
     };
     Answer::json(
         200,
-        format!(
-            r#"{{"status":"success","message":"Notification sent","delivered":{delivered}}}"#
-        ),
+        format!(r#"{{"status":"success","message":"Notification sent","delivered":{delivered}}}"#),
     )
 }
 
@@ -272,20 +273,14 @@ fn peer(request: &Request) -> &str {
     header(request, PEER_HEADER).unwrap_or_default()
 }
 
-/// The token of `Authorization: Bearer <token>`; the scheme in any case (RFC 9110, section 11.1).
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ')?;
-    let token = token.trim_matches(' ');
-    let one = !token.is_empty() && !token.contains([' ', '\t', ',']);
-    (scheme.eq_ignore_ascii_case("bearer") && one).then_some(token)
-}
-
 /// tiny_http's own form of an answer. It must not chunk, since the gate reads by Content-Length.
 fn response(
     answer: Answer,
     cors: Vec<(&'static str, Cow<'static, str>)>,
 ) -> Response<Cursor<Vec<u8>>> {
     let status = StatusCode(answer.status());
+    // Else tiny_http tells its own name and version.
+    let answer = answer.with_header("Server", "realtime_service");
     let headers = cors.into_iter().fold(answer, |answer, (n, v)| answer.with_header(n, v));
     let list = headers
         .headers()

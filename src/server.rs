@@ -100,9 +100,8 @@ impl Server {
         };
         let verifier = Arc::new(Verifier::new(&config.jwt).map_err(StartError::Verifier)?);
         let authorizer = Arc::new(match &config.backend_url {
-            Some(url) => {
-                Authorizer::backend(url, &threads).map_err(failed("start a thread for BACKEND_URL"))?
-            }
+            Some(url) => Authorizer::backend(url, &threads)
+                .map_err(failed("start a thread for BACKEND_URL"))?,
             None => Authorizer::rules(config.room_policy),
         });
         let bridge = match &config.redis {
@@ -133,13 +132,18 @@ impl Server {
             authorizer,
             hub: hub.clone(),
             allowed_origins: config.allowed_origins.clone(),
-            limits: ReaderLimits { message_bytes: config.max_message_bytes, rate: config.rate_limit },
+            limits: ReaderLimits {
+                message_bytes: config.max_message_bytes,
+                rate: config.rate_limit,
+            },
             write_timeout: config.write_timeout,
             instance: instance_name(),
         };
         let rest = RestParts {
             hub: hub.clone(),
-            verify: Arc::new(move |token| verifier.verify(token).map_err(|error| error.to_string())),
+            verify: Arc::new(move |token| {
+                verifier.verify(token).map_err(|error| error.to_string())
+            }),
             redis_state: redis_state_of(bridge.clone()),
             allowed_origins: config.allowed_origins.clone(),
             api_auth: config.api_auth,
@@ -213,7 +217,9 @@ impl Server {
 /// What an operator should know of a risky setting; once each, at the start.
 fn warn_about(config: &Config) {
     if !config.api_auth {
-        warn!("API_AUTH=off: anyone who reaches the port may notify clients and read /admin/clients");
+        warn!(
+            "API_AUTH=off: anyone who reaches the port may notify clients and read /admin/clients"
+        );
     }
     let in_production = config.environment == Environment::Production;
     if in_production && config.room_policy == RoomPolicy::Open && config.backend_url.is_none() {

@@ -70,7 +70,8 @@ fn converse(seat: &Seat, arrival: Arrival) -> Option<Upgrade> {
             Ok(head) => head,
             Err(NoHead::Silent) => break Next::Gone,
             Err(NoHead::Late) => {
-                break talk.refuse(None, &Answer::error(408, "request_timeout", "request head is late"));
+                break talk
+                    .refuse(None, &Answer::error(408, "request_timeout", "request head is late"));
             }
             Err(NoHead::Bad(error)) => break talk.refuse(None, &Answer::from(&error)),
         };
@@ -81,10 +82,13 @@ fn converse(seat: &Seat, arrival: Arrival) -> Option<Upgrade> {
         if head.path() == WEBSOCKET_PATH {
             let early = incoming.buffered().to_vec();
             drop(incoming);
-            return stream
-                .set_read_timeout(None)
-                .is_ok()
-                .then_some(Upgrade { stream, head, early, number, peer });
+            return stream.set_read_timeout(None).is_ok().then_some(Upgrade {
+                stream,
+                head,
+                early,
+                number,
+                peer,
+            });
         }
         match talk.request(&head, &mut incoming) {
             Next::Request => {}
@@ -136,9 +140,10 @@ impl Talk<'_> {
     /// Answers with an error, after which the connection ends.
     fn refuse(&mut self, head: Option<&Head>, answer: &Answer) -> Next {
         let mut answer = answer.clone();
-        for (name, value) in
-            cors::headers(&self.context().config.allowed_origins, head.and_then(|h| h.header("origin")))
-        {
+        for (name, value) in cors::headers(
+            &self.context().config.allowed_origins,
+            head.and_then(|h| h.header("origin")),
+        ) {
             answer = answer.with_header(name, value);
         }
         let to_head_request = head.is_some_and(|head| head.method() == "HEAD");
@@ -268,5 +273,24 @@ impl<'a> Held<'a> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_share_a_budget_and_give_it_back() {
+        let total = AtomicUsize::new(0);
+        let mut first = Held::new(&total);
+        assert_eq!(first.grow(BODY_BUDGET_BYTES), Ok(()));
+        let mut second = Held::new(&total);
+        assert_eq!(second.grow(1).map_err(|answer| answer.status()), Err(503));
+        drop(second);
+        first.shrink(1);
+        assert_eq!(Held::new(&total).grow(1), Ok(()));
+        drop(first);
+        assert_eq!(total.into_inner(), 0);
     }
 }

@@ -38,11 +38,13 @@ const BORROW_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// First size of the buffer for an answer, in bytes: most fit.
 const ANSWER_BYTES: usize = KIB;
+/// Most bytes of an answer read at once.
+const ANSWER_CHUNK_BYTES: usize = 64 * KIB;
 /// Most headers of an answer; handlers set a handful.
 const MAX_ANSWER_HEADERS: usize = 32;
 
 /// A directory that only this user can enter, with the socket in it; removed when dropped.
-pub(super) struct PrivateSocket {
+pub(crate) struct PrivateSocket {
     directory: PathBuf,
     path: PathBuf,
 }
@@ -123,6 +125,11 @@ impl Links {
         Ok(links)
     }
 
+    #[cfg(test)]
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn open(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.path)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
@@ -184,8 +191,7 @@ impl Answered {
     /// Tells the peer that the connection ends.
     pub(super) fn close(&mut self) {
         let before_the_blank_line = self.head_length - 2;
-        self.bytes
-            .splice(before_the_blank_line..before_the_blank_line, *b"Connection: close\r\n");
+        self.bytes.splice(before_the_blank_line..before_the_blank_line, *b"Connection: close\r\n");
     }
 }
 
@@ -206,8 +212,8 @@ fn ask(stream: &mut UnixStream, request: &[u8], to_head_request: bool) -> io::Re
     let body = if to_head_request { 0 } else { head.content_length };
     let whole = head.length.saturating_add(body);
     while bytes.len() < whole {
-        let missing = whole - bytes.len();
-        read_more(stream, &mut bytes, missing, deadline)?;
+        let most = (whole - bytes.len()).min(ANSWER_CHUNK_BYTES);
+        read_more(stream, &mut bytes, most, deadline)?;
     }
     if bytes.len() > whole {
         return Err(io::Error::other("the answer is longer than its Content-Length"));

@@ -268,10 +268,7 @@ impl Head {
     }
 
     /// The values of all headers of this name, in any case.
-    pub fn values<'a, 'n>(
-        &'a self,
-        name: &'n str,
-    ) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
+    pub fn values<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.headers().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
@@ -427,7 +424,11 @@ mod tests {
         assert!(head.keeps_alive());
         assert_eq!((head.version(), head.content_length()), (Version::Http11, None));
         assert!(!parse("GET / HTTP/1.0\r\n\r\n").unwrap().keeps_alive());
-        assert!(!parse("GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n").unwrap().keeps_alive());
+        assert!(
+            !parse("GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n")
+                .unwrap()
+                .keeps_alive()
+        );
     }
 
     #[test]
@@ -443,7 +444,11 @@ mod tests {
             assert_eq!((head.path(), head.query()), (path, query), "{target}");
         }
         for target in ["*", "a:80", "ftp://a/", "http:///b", "http://u@a/", "/a#b", "/ä", "a"] {
-            assert_eq!(status(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")), 400, "{target}");
+            assert_eq!(
+                status(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")),
+                400,
+                "{target}"
+            );
         }
     }
 
@@ -507,15 +512,15 @@ mod tests {
 
     #[test]
     fn a_huge_length_stays_huge() {
-        let head = parse("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n");
+        let head =
+            parse("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n");
         assert_eq!(head.unwrap().content_length(), Some(u64::MAX));
     }
 
     #[test]
     fn the_limits_are_exact() {
-        let with_headers = |n| {
-            format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(n - 1))
-        };
+        let with_headers =
+            |n| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(n - 1));
         assert_eq!(status(&with_headers(MAX_HEADERS)), 200);
         assert_eq!(status(&with_headers(MAX_HEADERS + 1)), 431);
         let of_length = |n: usize| {
@@ -527,10 +532,7 @@ mod tests {
         assert_eq!(status(of_length(2 * MAX_HEAD_BYTES).get(..MAX_HEAD_BYTES).unwrap()), 431);
         assert_eq!(status(&format!("GET /{}", "a".repeat(8000))), 0);
         assert_eq!(status(&format!("GET /{}", "a".repeat(MAX_REQUEST_LINE_BYTES))), 414);
-        assert_eq!(
-            status(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(9000))),
-            414
-        );
+        assert_eq!(status(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(9000))), 414);
     }
 
     #[test]

@@ -62,11 +62,7 @@ impl Answer {
 
     /// Adds a header. A byte that could end the line or is not visible ASCII becomes `?`: nothing
     /// that a peer chose splits a response.
-    pub fn with_header(
-        mut self,
-        name: &'static str,
-        value: impl Into<Cow<'static, str>>,
-    ) -> Self {
+    pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         let plain = |c: char| c == ' ' || c.is_ascii_graphic();
         let value = value.into();
         let value = if value.chars().all(plain) {
@@ -223,7 +219,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(answer.closing_bytes(false)).unwrap(),
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\
-             Content-Length: 80\r\nConnection: close\r\n\r\n\
+             Content-Length: 74\r\nConnection: close\r\n\r\n\
              {\"status\":\"error\",\"error\":\"service_unavailable\",\"message\":\"say \\\"later\\\"\"}"
         );
         assert!(answer.closing_bytes(true).ends_with(b"\r\n\r\n"));

@@ -86,6 +86,7 @@ impl<N: Eq + Hash + Clone> Groups<N> {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -87,7 +87,8 @@ impl Boundary {
         let mut ended_one = false;
         while let Some((&first, rest)) = bytes.split_first() {
             if self.payload_left > 0 {
-                let length = bytes.len().min(usize::try_from(self.payload_left).unwrap_or(usize::MAX));
+                let length =
+                    bytes.len().min(usize::try_from(self.payload_left).unwrap_or(usize::MAX));
                 self.payload_left -= length as u64;
                 bytes = bytes.get(length..).unwrap_or_default();
                 ended_one |= self.is_between_messages();

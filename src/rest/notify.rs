@@ -81,8 +81,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Batch<'a> {
 /// # Errors
 /// [`BadNotify`], which names the first bad notification and its member.
 pub fn parse(body: &[u8]) -> Result<Wanted, BadNotify> {
-    let text = std::str::from_utf8(body)
-        .map_err(|error| invalid_json(format!("body is not UTF-8 at byte {}", error.valid_up_to())))?;
+    let text = std::str::from_utf8(body).map_err(|error| {
+        invalid_json(format!("body is not UTF-8 at byte {}", error.valid_up_to()))
+    })?;
     let is_batch = text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('[');
     if !is_batch {
         let delivery = parse_one(text).map_err(|error| error.into_answer(None))?;
@@ -147,12 +148,8 @@ fn parse_one(text: &str) -> Result<Delivery, BadMember> {
     let data = members.data.map_or("null", RawValue::get);
     notification(target, &event, data).map_err(|error| match error {
         NotifyError::BadEvent => BadMember::new("event", error.to_string()),
-        NotifyError::TooLarge(_) => {
-            BadMember::whole("notification_too_large", error.to_string())
-        }
-        NotifyError::BadData(_) | NotifyError::HubGone => {
-            BadMember::new("data", error.to_string())
-        }
+        NotifyError::TooLarge(_) => BadMember::whole("notification_too_large", error.to_string()),
+        NotifyError::BadData(_) | NotifyError::HubGone => BadMember::new("data", error.to_string()),
     })
 }
 
@@ -164,11 +161,11 @@ impl Members<'_> {
             Some(_) => return Err(BadMember::new("broadcast", "expected true")),
         };
         match (self.user_id, self.room, everyone) {
-            (Some(raw), None, false) => user_id(raw)
-                .map(|id| Target::User(Arc::from(id)))
-                .ok_or_else(|| {
+            (Some(raw), None, false) => {
+                user_id(raw).map(|id| Target::User(Arc::from(id))).ok_or_else(|| {
                     BadMember::new("user_id", "expected 1 to 128 visible characters or an integer")
-                }),
+                })
+            }
             (None, Some(raw), false) => string(raw)
                 .and_then(|name| Room::parse(&name).ok())
                 .map(Target::Room)
@@ -246,9 +243,21 @@ mod tests {
 
     #[test]
     fn json_of_the_wrong_form_is_invalid_json() {
-        for body in ["", "x", "null", "5", "\"a\"", "[]", "[", "{", "[5]", "[[]]", "{}x",
-            r#"{"event":"a","event":"b","room":"a"}"#, r#"{"event":"a","room":"a"} {}"#]
-        {
+        for body in [
+            "",
+            "x",
+            "null",
+            "5",
+            "\"a\"",
+            "[]",
+            "[",
+            "{",
+            "[5]",
+            "[[]]",
+            "{}x",
+            r#"{"event":"a","event":"b","room":"a"}"#,
+            r#"{"event":"a","room":"a"} {}"#,
+        ] {
             assert_eq!(error(body).0, "invalid_json", "{body}");
         }
         assert_eq!(parse(b"{\"\xff\"}").unwrap_err().message, "body is not UTF-8 at byte 2");
