@@ -38,6 +38,20 @@ impl Close {
         }
     }
 
+    /// The name in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Echo(_) => "closed_by_peer",
+            Self::GoingAway => "going_away",
+            Self::Protocol => "protocol_error",
+            Self::InvalidUtf8 => "invalid_utf8",
+            Self::RateLimited => "rate_limited",
+            Self::TooLarge => "message_too_large",
+            Self::ServerError => "server_error",
+            Self::TokenExpired => "token_expired",
+        }
+    }
+
     /// The whole Close frame, unmasked.
     pub fn frame(self) -> Bytes {
         let (code, reason) = self.code_and_reason();

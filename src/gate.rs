@@ -31,6 +31,7 @@ use crate::config::{
     AllowedOrigins, CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, RESERVE_CONNECTIONS,
     SOCKET_RECEIVE_BUFFER_BYTES, SOCKET_SEND_BUFFER_BYTES,
 };
+use crate::metrics::CountBy;
 use crate::rest::{Rest, RestParts};
 use crate::threads::Threads;
 use connection::Arrival;
@@ -102,6 +103,7 @@ struct Context {
     body_bytes: AtomicUsize,
     links: Links,
     upgrade: OnUpgrade,
+    refused: CountBy,
 }
 
 /// A connection's place among `MAX_CONNECTIONS` or in the reserve; free again when dropped.
@@ -157,6 +159,7 @@ impl Gate {
             let phase = Arc::clone(&phase);
             move || phase.get() >= Phase::Draining
         };
+        let refused = rest.counters.refused.clone();
         let rest = Rest::start((socket, private), rest, Arc::new(is_draining), threads)?;
         let context = Arc::new(Context {
             config,
@@ -165,6 +168,7 @@ impl Gate {
             body_bytes: AtomicUsize::new(0),
             links: Links::connect(&path)?,
             upgrade,
+            refused,
         });
         let acceptor = Acceptor {
             listener: Arc::clone(&listener),
@@ -253,6 +257,7 @@ impl Acceptor {
 
     fn admit(&mut self, arrival: Arrival) {
         let Some(seat) = Seat::take(&self.context) else {
+            self.context.refused.count("connection_cap");
             return turn_away(&arrival.stream, "all connections are taken");
         };
         let name = format!("conn-{}", arrival.number);
@@ -270,6 +275,7 @@ impl Acceptor {
         match started {
             Ok(()) => self.is_starved = false,
             Err(error) => {
+                self.context.refused.count("no_thread");
                 self.starve("no thread is left for a connection", &error);
                 if let Ok(arrival) = left.try_recv() {
                     turn_away(&arrival.stream, "no thread is left");

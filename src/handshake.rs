@@ -18,6 +18,7 @@ use crate::gate::response::{refuse, write_within};
 use crate::gate::{Answer, Head, Upgrade};
 use crate::hub::socket::TcpSocket;
 use crate::hub::{ConnectionKey, Event, HubHandle, Refusal};
+use crate::metrics::Counters;
 use crate::reader::{Reader, ReaderLimits};
 
 /// The subprotocol under which a browser passes its token, which can set no header.
@@ -33,6 +34,8 @@ pub struct Handshake {
     pub hub: HubHandle,
     /// `ALLOWED_ORIGINS`.
     pub allowed_origins: AllowedOrigins,
+    /// Counts refusals.
+    pub counters: Counters,
     /// For the readers.
     pub limits: ReaderLimits,
     /// For the answer to be written.
@@ -63,9 +66,11 @@ impl Handshake {
     }
 
     fn judge(&self, head: &Head, number: u64, peer: SocketAddr) -> Result<Admission, Answer> {
-        let accept = check_request(head)?;
+        let refused = &self.counters.refused;
+        let accept = check_request(head).inspect_err(|_| refused.count("bad_request"))?;
         let origin = head.header("origin");
         if !self.allowed_origins.allows(origin) {
+            refused.count("origin_not_allowed");
             info!(conn = number, peer:%, origin; "origin refused");
             return Err(Answer::error(403, "origin_not_allowed", "this origin may not connect"));
         }
@@ -73,6 +78,7 @@ impl Handshake {
             .ok_or(TokenError::Missing)
             .and_then(|token| self.verifier.verify(&token))
             .map_err(|error| {
+                refused.count(error.code());
                 info!(conn = number, peer:%, reason:% = error; "token refused");
                 Answer::error(401, error.code(), error.client_text())
                     .with_header("WWW-Authenticate", "Bearer")
@@ -90,12 +96,16 @@ impl Handshake {
             .unwrap_or(Err(Refusal::ShuttingDown))
             .map_err(|refusal| match refusal {
                 Refusal::UserCap => {
+                    self.counters.refused.count("too_many_connections");
                     info!(conn = number, user = identity.user_id; "too many connections");
                     let message = "this user has too many connections";
                     Answer::error(429, "too_many_connections", message)
                         .with_header("Retry-After", "1")
                 }
-                Refusal::ShuttingDown => Answer::unavailable("the service is shutting down"),
+                Refusal::ShuttingDown => {
+                    self.counters.refused.count("shutting_down");
+                    Answer::unavailable("the service is shutting down")
+                }
             })?;
         Ok(Place { key, hub: self.hub.clone(), is_registered: false })
     }

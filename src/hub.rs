@@ -10,6 +10,7 @@ pub mod event;
 mod groups;
 mod outbox;
 pub mod socket;
+mod tally;
 
 use std::convert::Infallible;
 use std::io;
@@ -25,11 +26,13 @@ pub use backlog::Drain;
 pub use connection::End;
 use connection::{Clocks, Connection, Due, Phase};
 pub use event::{
-    Broadcast, Census, ConnectionKey, Delivery, Event, HubGone, HubHandle, Refusal, Target,
+    Broadcast, Census, ConnectionKey, Delivery, Event, HubGone, HubHandle, ListQuery,
+    ListedConnection, Listing, Refusal, Target,
 };
 use groups::{GroupKey, Groups};
 use outbox::{BacklogLimits, Flush};
 use socket::Socket;
+pub use tally::{Buckets, Tally};
 
 use crate::auth::Identity;
 use crate::clock::Moment;
@@ -111,6 +114,7 @@ pub struct Hub {
     connections: Connections,
     rooms: Groups<Room>,
     users: Groups<Arc<str>>,
+    tally: Tally,
     writers: usize,
     /// Set by the shutdown, and dropped with the last connection.
     closed: Option<Sender<Infallible>>,
@@ -173,7 +177,9 @@ impl Connections {
 pub fn run(mut hub: Hub, events: &Receiver<Event>) {
     let mut next_tick = Instant::now() + TICK;
     loop {
-        match events.recv_deadline(next_tick) {
+        let first = events.recv_deadline(next_tick);
+        let start = Instant::now();
+        match first {
             Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(event) => hub.handle(event),
             Err(RecvTimeoutError::Timeout) => {}
@@ -187,6 +193,7 @@ pub fn run(mut hub: Hub, events: &Receiver<Event>) {
         }
         hub.flush();
         let now = Instant::now();
+        hub.tally.batch_seconds.observe((now - start).as_secs_f64());
         if now >= next_tick {
             hub.tick(Moment::now(), SystemTime::now());
             next_tick = now + TICK;
@@ -203,6 +210,7 @@ impl Hub {
             connections: Connections::default(),
             rooms: Groups::default(),
             users: Groups::default(),
+            tally: Tally::default(),
             writers: 0,
             closed: None,
             shutting_down: false,
@@ -234,6 +242,8 @@ impl Hub {
                 self.deliver(&delivery.target, &delivery.frame);
             }
             Event::Census(reply) => answer(&reply, self.census()),
+            Event::List(query, reply) => answer(&reply, self.list(&query)),
+            Event::Tally(reply) => answer(&reply, self.tally()),
             Event::Shutdown(closed) => self.shut_down(closed),
             // `run` has ended at it.
             Event::Stop => {}
@@ -253,6 +263,7 @@ impl Hub {
         }
         // Nothing that a flush does touches a connection, so the list's memory serves again.
         self.connections.touched = touched;
+        self.tally.deliveries += self.connections.appended as u64;
         self.connections.appended = 0;
     }
 
@@ -313,6 +324,7 @@ impl Hub {
         };
         connection.socket = Some(socket);
         connection.phase = Phase::Open;
+        self.tally.connects += 1;
         if connection.identity.is_admin() {
             self.enter(key, &Room::admins());
         }
@@ -324,7 +336,7 @@ impl Hub {
     fn join(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
         let limit = self.limits.rooms_per_client;
         let is_member = self.is_member(key, room);
-        let Some(connection) = self.received(key) else {
+        let Some(connection) = self.received(key, "join") else {
             return;
         };
         let full = connection.rooms.len() >= limit && !connection.identity.is_admin();
@@ -339,7 +351,7 @@ impl Hub {
 
     fn leave(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
         let group = self.rooms.key(room);
-        let Some(connection) = self.received(key) else {
+        let Some(connection) = self.received(key, "leave") else {
             return;
         };
         let place = group.and_then(|group| Some((group, connection.rooms.remove(&group)?)));
@@ -351,7 +363,7 @@ impl Hub {
 
     fn broadcast(&mut self, key: ConnectionKey, broadcast: &Broadcast) {
         let Broadcast { room, frame, permitted, id } = broadcast;
-        if self.received(key).is_none() {
+        if self.received(key, "broadcast").is_none() {
             return;
         }
         if !permitted && !self.is_member(key, room) {
@@ -362,7 +374,7 @@ impl Hub {
     }
 
     fn refuse(&mut self, key: ConnectionKey, code: ErrorCode, id: Option<&MessageId>) {
-        if self.received(key).is_some() {
+        if self.received(key, "refused").is_some() {
             self.send(key, &error_frame(code, id));
         }
     }
@@ -402,6 +414,10 @@ impl Hub {
         if let Some(socket) = &connection.socket {
             socket.shutdown(std::net::Shutdown::Both);
         }
+        let unsent = connection.outbox.len();
+        if unsent > 0 {
+            *self.tally.dropped.entry(end.label()).or_default() += unsent;
+        }
         connection.outbox.clear();
         connection.phase = Phase::Cut;
         connection.end.get_or_insert(end);
@@ -413,8 +429,11 @@ impl Hub {
             return;
         };
         connection.reader_ended = true;
-        if matches!(connection.phase, Phase::Open | Phase::Closing) {
-            self.cut(key, End::Gone);
+        match connection.phase {
+            Phase::Open => self.cut(key, End::Gone),
+            // A peer that ended its own half only still gets the Close frame.
+            Phase::Closing => self.flush_one(key),
+            Phase::Reserved | Phase::Draining(_) | Phase::Cut => {}
         }
         self.free_if_ended(key);
     }
@@ -446,7 +465,7 @@ impl Hub {
 
     fn deliver(&mut self, target: &Target, frame: &Bytes) -> usize {
         let connections = &mut self.connections;
-        match target {
+        let reached = match target {
             Target::Room(room) => match self.rooms.key(room) {
                 Some(group) => connections.append_all(self.rooms.members(group), frame),
                 None => 0,
@@ -460,13 +479,60 @@ impl Hub {
             Target::Seller(id) => connections.append_where(frame, |identity| {
                 identity.role == "seller" && identity.seller_id.as_deref() == Some(id)
             }),
+        };
+        self.tally.fan_out.observe(reached as f64);
+        reached
+    }
+
+    fn list(&self, query: &ListQuery) -> Listing {
+        let room = query.room.as_ref().map(|room| self.rooms.key(room));
+        let mut matching: Vec<_> = self
+            .connections
+            .places
+            .values()
+            .filter(|c| c.phase == Phase::Open)
+            .filter(|c| query.user.as_ref().is_none_or(|user| *user == c.identity.user_id))
+            .filter(|c| room.is_none_or(|room| room.is_some_and(|key| c.rooms.contains_key(&key))))
+            .collect();
+        matching.sort_unstable_by_key(|connection| connection.number);
+        let part = matching.iter().skip(query.offset).take(query.limit);
+        Listing {
+            total: matching.len(),
+            connections: part.map(|connection| self.listed(connection)).collect(),
         }
     }
 
+    fn listed(&self, connection: &Connection) -> ListedConnection {
+        let rooms = connection.rooms.keys().filter_map(|key| self.rooms.name(*key));
+        let mut rooms: Vec<_> = rooms.map(|room| room.as_str().to_owned()).collect();
+        rooms.sort_unstable();
+        ListedConnection {
+            number: connection.number,
+            identity: Arc::clone(&connection.identity),
+            rooms,
+            age: Moment::now().since(connection.since),
+            sent: connection.sent,
+            received: connection.received,
+            backlog: connection.outbox.backlog().map_or(0, |backlog| backlog.frames()),
+        }
+    }
+
+    fn tally(&self) -> Tally {
+        Tally {
+            connections: self.open_connections() as u64,
+            rooms: self.rooms.iter().count() as u64,
+            writers: self.writers as u64,
+            ..self.tally.clone()
+        }
+    }
+
+    fn open_connections(&self) -> usize {
+        self.connections.places.values().filter(|c| c.phase == Phase::Open).count()
+    }
+
     fn census(&self) -> Census {
-        let open = |(_, connection): &(_, &Connection)| connection.phase == Phase::Open;
         Census {
-            clients: self.connections.places.iter().filter(open).count(),
+            clients: self.open_connections(),
             rooms: self
                 .rooms
                 .iter()
@@ -487,9 +553,10 @@ impl Hub {
     }
 
     /// The connection that a message came from, counted; `None` when it no longer counts.
-    fn received(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+    fn received(&mut self, key: ConnectionKey, kind: &'static str) -> Option<&mut Connection> {
         let connection = self.connections.open(key)?;
         connection.received += 1;
+        *self.tally.received.entry(kind).or_default() += 1;
         Some(connection)
     }
 
@@ -612,7 +679,10 @@ impl Hub {
         {
             other.user = (group, moved.position);
         }
-        connection.log_end();
+        if let Some(end) = connection.end {
+            *self.tally.disconnects.entry(end.label()).or_default() += 1;
+            connection.log_end(end);
+        }
         if self.connections.places.is_empty() {
             self.closed = None;
         }
@@ -626,18 +696,16 @@ impl Connection {
         }
     }
 
-    fn log_end(&self) {
-        if let Some(end) = self.end {
-            info!(
-                conn = self.number,
-                user = self.identity.user_id,
-                reason:% = end,
-                seconds = Moment::now().since(self.since).as_secs(),
-                received = self.received,
-                sent = self.sent;
-                "disconnected"
-            );
-        }
+    fn log_end(&self, end: End) {
+        info!(
+            conn = self.number,
+            user = self.identity.user_id,
+            reason:% = end,
+            seconds = Moment::now().since(self.since).as_secs(),
+            received = self.received,
+            sent = self.sent;
+            "disconnected"
+        );
     }
 }
 

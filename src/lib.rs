@@ -67,4 +67,5 @@ pub mod models;
 pub mod clock;
 pub mod config;
 pub mod logging;
+pub mod metrics;
 pub mod threads;

@@ -1,5 +1,7 @@
 //! Routes and handlers on tiny_http, which only the gate talks to (DESIGN section 5).
 
+pub mod clients;
+pub mod console;
 pub mod cors;
 pub mod notify;
 
@@ -15,7 +17,8 @@ use tiny_http::{Header, Request, Response, Server, StatusCode};
 use crate::auth::{Identity, bearer};
 use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
 use crate::gate::{Answer, PEER_HEADER, PrivateSocket};
-use crate::hub::HubHandle;
+use crate::hub::{Event, HubHandle};
+use crate::metrics::{self, Counters, Metrics};
 use crate::notification::NotificationService;
 use crate::threads::Threads;
 
@@ -34,6 +37,12 @@ pub struct RestParts {
     pub verify: Verify,
     /// For `/health`.
     pub redis_state: RedisState,
+    /// For `/metrics`.
+    pub metrics: Metrics,
+    /// What the gate and the handlers count.
+    pub counters: Counters,
+    /// The first part of connection ids.
+    pub instance: String,
     /// `ALLOWED_ORIGINS`.
     pub allowed_origins: AllowedOrigins,
     /// `API_AUTH`: whether notify and admin ask for a token.
@@ -125,11 +134,13 @@ impl Access {
 }
 
 /// All paths.
-const ROUTES: [(&str, Access, Handler); 4] = [
+const ROUTES: [(&str, Access, Handler); 6] = [
     ("/health", Access::Read, Handlers::health),
     ("/ready", Access::Read, Handlers::ready),
     ("/api/notify", Access::Write, Handlers::notify),
     ("/admin/clients", Access::Read, Handlers::clients),
+    ("/metrics", Access::Read, Handlers::metrics),
+    ("/console", Access::Read, |_, _| console::page()),
 ];
 
 impl Handlers {
@@ -185,12 +196,46 @@ impl Handlers {
         let Ok(census) = self.parts.hub.census() else {
             return Answer::unavailable("the service is shutting down");
         };
+        let query =
+            match clients::parse(request.url().split_once('?').map_or("", |(_, query)| query)) {
+                Ok(query) => query,
+                Err(bad) => return Answer::error(400, "bad_request", &bad),
+            };
         // Names and counts always serialise.
         let rooms = serde_json::to_string(&census.rooms).unwrap_or_default();
-        Answer::json(200, format!(r#"{{"clients":{},"rooms":{rooms}}}"#, census.clients))
+        let list = match query {
+            None => String::new(),
+            Some(page) => match self.parts.hub.ask(|reply| Event::List(page.query(), reply)) {
+                Ok(listing) => clients::members(&page, &listing, &self.parts.instance),
+                Err(_) => return Answer::unavailable("the service is shutting down"),
+            },
+        };
+        Answer::json(200, format!(r#"{{"clients":{},"rooms":{rooms}{list}}}"#, census.clients))
+    }
+
+    fn metrics(&self, request: &mut Request) -> Answer {
+        if let Err(refusal) = self.authorize(request) {
+            return refusal;
+        }
+        match self.parts.metrics.render() {
+            Ok(text) => Answer::new(200, metrics::CONTENT_TYPE, text),
+            Err(_) => Answer::unavailable("the service is shutting down"),
+        }
     }
 
     fn notify(&self, request: &mut Request) -> Answer {
+        let answer = self.try_notify(request);
+        self.parts.counters.notify_requests.count(match answer.status() {
+            200 => "sent",
+            400 => "bad_request",
+            401 => "unauthorized",
+            403 => "forbidden",
+            _ => "unavailable",
+        });
+        answer
+    }
+
+    fn try_notify(&self, request: &mut Request) -> Answer {
         let identity = match self.authorize(request) {
             Ok(identity) => identity,
             Err(refusal) => return refusal,

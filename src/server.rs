@@ -20,6 +20,7 @@ use crate::config::{AllowedOrigins, Config, Environment, HUB_QUEUE, RoomPolicy};
 use crate::gate::{Gate, GateConfig, OnUpgrade};
 use crate::handshake::Handshake;
 use crate::hub::{self, Event, Hub, HubHandle, Limits, Outlets};
+use crate::metrics::{Counters, Metrics};
 use crate::notification::NotificationService;
 use crate::protocol::frame_payload;
 use crate::reader::ReaderLimits;
@@ -127,9 +128,13 @@ impl Server {
             subscribe(&**bridge, hub.clone()).map_err(failed("start the bridge's threads"))?;
         }
 
+        let counters = Counters::default();
+        let metrics = Metrics::new(&counters, hub.clone(), Arc::clone(&authorizer), bridge.clone());
+        let instance = instance_name();
         let handshake = Handshake {
             verifier: Arc::clone(&verifier),
             authorizer,
+            counters: counters.clone(),
             hub: hub.clone(),
             allowed_origins: config.allowed_origins.clone(),
             limits: ReaderLimits {
@@ -137,7 +142,7 @@ impl Server {
                 rate: config.rate_limit,
             },
             write_timeout: config.write_timeout,
-            instance: instance_name(),
+            instance: instance.clone(),
         };
         let rest = RestParts {
             hub: hub.clone(),
@@ -145,6 +150,9 @@ impl Server {
                 verifier.verify(token).map_err(|error| error.to_string())
             }),
             redis_state: redis_state_of(bridge.clone()),
+            metrics,
+            counters,
+            instance,
             allowed_origins: config.allowed_origins.clone(),
             api_auth: config.api_auth,
         };

@@ -230,7 +230,6 @@ fn only_a_200_that_allows_lets_in() {
     let stats = authorizer.stats().unwrap();
     let calls = [Verdict::Allowed, Verdict::Denied, Verdict::Failed].map(|v| stats.calls(v));
     assert_eq!(calls, [2, 11, 13]);
-    assert!(stats.time() > Duration::ZERO);
 }
 
 #[test]

@@ -23,6 +23,8 @@ use log::warn;
 
 use super::call::CallError;
 use super::{BACKEND_TIMEOUT, Room, Threads, Verdict, verdict};
+use prometheus_client::metrics::histogram::Histogram;
+
 use crate::config::BACKEND_CALLS;
 
 /// How long an allow is kept.
@@ -66,13 +68,27 @@ impl Default for Terms {
     }
 }
 
+/// Upper bounds of the duration of a call, in seconds; past the last it has failed.
+const CALL_SECONDS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0];
+
 /// Calls to the backend since the start, for the metrics.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BackendStats {
     allowed: AtomicU64,
     denied: AtomicU64,
     failed: AtomicU64,
-    micros: AtomicU64,
+    seconds: Histogram,
+}
+
+impl Default for BackendStats {
+    fn default() -> Self {
+        Self {
+            allowed: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            seconds: Histogram::new(CALL_SECONDS),
+        }
+    }
 }
 
 impl BackendStats {
@@ -81,9 +97,9 @@ impl BackendStats {
         self.counter(verdict).load(Ordering::Relaxed)
     }
 
-    /// Time spent in all calls together.
-    pub fn time(&self) -> Duration {
-        Duration::from_micros(self.micros.load(Ordering::Relaxed))
+    /// How long calls took, in seconds.
+    pub fn seconds(&self) -> &Histogram {
+        &self.seconds
     }
 
     fn counter(&self, verdict: Verdict) -> &AtomicU64 {
@@ -96,8 +112,7 @@ impl BackendStats {
 
     fn count(&self, verdict: Verdict, took: Duration) {
         self.counter(verdict).fetch_add(1, Ordering::Relaxed);
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.micros.fetch_add(micros, Ordering::Relaxed);
+        self.seconds.observe(took.as_secs_f64());
     }
 }
 

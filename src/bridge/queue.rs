@@ -104,9 +104,7 @@ mod tests {
     use bytes::Bytes;
 
     fn message(bytes: usize) -> Outgoing {
-        let mut payload = vec![b'x'; bytes];
-        payload[0] = b'{';
-        Outgoing { target: Target::Everyone, payload: payload.into() }
+        Outgoing { target: Target::Everyone, payload: vec![b'{'; bytes].into() }
     }
 
     fn open() -> (Queue, Drain) {

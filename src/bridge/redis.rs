@@ -170,6 +170,15 @@ impl Shared {
     }
 }
 
+/// What went wrong, for a log line; no error of the crate repeats a password.
+fn describe(error: &RedisError) -> String {
+    if error.is_timeout() {
+        // The system's own text is "Resource temporarily unavailable".
+        return format!("no answer within {TIMEOUT:?}");
+    }
+    error.to_string()
+}
+
 /// Tells a thread that it shall end: the other end is dropped.
 #[derive(Clone)]
 struct Stopped(Receiver<Infallible>);

@@ -132,6 +132,7 @@ impl Talk<'_> {
             return Some(Answer::unavailable("the service is shutting down"));
         }
         if self.seat.reserve && !(probe && matches!(path, "/health" | "/ready" | "/metrics")) {
+            self.context().refused.count("connection_cap");
             return Some(Answer::unavailable("all connections are taken"));
         }
         None

@@ -11,8 +11,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::*;
 use crate::auth::Identity;
-use crate::config::{KIB, MIB};
+use crate::authorization::Authorizer;
+use crate::config::{KIB, MIB, RoomPolicy};
 use crate::hub::{Census, Event, HubHandle};
+use crate::metrics::{Counters, Metrics};
 
 /// No test waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -79,8 +81,14 @@ impl Rig {
         let threads = Threads::default();
         let (events, received) = bounded(16);
         threads.spawn("hub", move || hub(&received)).unwrap();
+        let hub = HubHandle::new(events);
+        let counters = Counters::default();
+        let authorizer = Arc::new(Authorizer::rules(RoomPolicy::Open));
         let parts = RestParts {
-            hub: HubHandle::new(events),
+            metrics: Metrics::new(&counters, hub.clone(), authorizer, None),
+            counters,
+            instance: "test".into(),
+            hub,
             verify: Arc::new(verify),
             redis_state: Arc::new(|| "disabled"),
             allowed_origins: config.allowed_origins.clone(),

@@ -70,6 +70,20 @@ pub enum End {
     UnfinishedMessage,
 }
 
+impl End {
+    /// The name in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Closed(close) => close.label(),
+            Self::Gone => "gone",
+            Self::SlowConsumer => "slow_consumer",
+            Self::NoWriter => "no_writer",
+            Self::DeadPeer => "dead_peer",
+            Self::UnfinishedMessage => "unfinished_message",
+        }
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,12 +3,14 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
 use slotmap::new_key_type;
 
 use super::socket::Socket;
+use super::tally::Tally;
 use crate::auth::Identity;
 use crate::close::Close;
 use crate::protocol::{ErrorCode, MessageId, Room};
@@ -111,8 +113,12 @@ pub enum Event {
     Notify(Vec<Delivery>, Sender<Vec<usize>>),
     /// A message that came through the broker.
     Remote(Delivery),
-    /// Who is here.
+    /// How many are here.
     Census(Sender<Census>),
+    /// Who is here, one by one.
+    List(ListQuery, Sender<Listing>),
+    /// What the hub has counted.
+    Tally(Sender<Tally>),
     /// Close everything: no new place, Close 1001 behind what is queued. The sender is dropped when
     /// the last connection has ended.
     Shutdown(Sender<Infallible>),
@@ -120,7 +126,48 @@ pub enum Event {
     Stop,
 }
 
-/// Who is here, for `GET /admin/clients`.
+/// Which connections to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListQuery {
+    /// Only members of this room.
+    pub room: Option<Room>,
+    /// Only connections of this user.
+    pub user: Option<String>,
+    /// How many to pass over.
+    pub offset: usize,
+    /// How many to list at most.
+    pub limit: usize,
+}
+
+/// A part of the list of connections, oldest first.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    /// How many match in all.
+    pub total: usize,
+    /// The wanted part.
+    pub connections: Vec<ListedConnection>,
+}
+
+/// One connection in a list.
+#[derive(Debug, Clone)]
+pub struct ListedConnection {
+    /// Its number.
+    pub number: u64,
+    /// Whose it is.
+    pub identity: Arc<Identity>,
+    /// Its rooms, sorted.
+    pub rooms: Vec<String>,
+    /// How long it has been here.
+    pub age: Duration,
+    /// Frames appended for it.
+    pub sent: u64,
+    /// Messages that came from it.
+    pub received: u64,
+    /// Frames that wait for its writer.
+    pub backlog: u64,
+}
+
+/// How many are here, for `GET /admin/clients`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Census {
     /// Live connections.

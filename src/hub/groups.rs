@@ -74,6 +74,11 @@ impl<N: Eq + Hash + Clone> Groups<N> {
         moved
     }
 
+    /// The name of a group.
+    pub fn name(&self, key: GroupKey) -> Option<&N> {
+        self.groups.get(key).map(|group| &group.name)
+    }
+
     /// The members, in no order.
     pub fn members(&self, key: GroupKey) -> &[ConnectionKey] {
         self.groups.get(key).map_or(&[], |group| &group.members)

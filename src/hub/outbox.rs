@@ -69,6 +69,11 @@ impl Outbox {
         self.pong.is_some()
     }
 
+    /// Frames that are not sent.
+    pub fn len(&self) -> u64 {
+        self.appended.len() as u64 + self.backlog.as_ref().map_or(0, Backlog::frames)
+    }
+
     /// The backlog, while there is one.
     pub fn backlog(&self) -> Option<&Backlog> {
         self.backlog.as_ref()

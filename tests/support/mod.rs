@@ -87,6 +87,17 @@ impl Service {
         command
     }
 
+    /// The same command behind another one that ends with `exec`, such as `sh -c 'ulimit …; exec "$0"'`.
+    pub fn command_behind(wrapper: &[&str], settings: &[(&str, &str)]) -> Command {
+        let service = Self::command(settings);
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(service.get_program());
+        command.env_clear().current_dir(std::env::temp_dir());
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.envs(service.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command
+    }
+
     /// Runs a command that ends up as the service, and waits until it listens.
     pub fn spawn(mut command: Command) -> Self {
         let mut child =
@@ -146,7 +157,7 @@ impl Service {
         } else {
             format!("Content-Length: {}\r\n", body.len())
         };
-        self.raw(&format!(
+        self.raw(format!(
             "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{authorization}{length}\r\n{body}"
         ))
     }
@@ -157,6 +168,28 @@ impl Service {
         // It may have answered and closed before all is written.
         let _ = stream.write_all(request.as_ref());
         Response::read(&mut stream).expect("an answer")
+    }
+
+    /// One of several instances: on this Redis, and connected to it.
+    pub fn on(redis: &Redis, settings: &[(&str, &str)]) -> Self {
+        let addr = redis.addr();
+        let mut all = vec![("REDIS_ADDR", addr.as_str())];
+        all.extend(settings);
+        let service = Self::with(&all);
+        service.wait_for_redis("connected");
+        service
+    }
+
+    /// `redis` in `/health`: `connected`, `disconnected` or `disabled`.
+    pub fn redis_state(&self) -> String {
+        let health = self.http("GET", "/health", None, "");
+        assert_eq!(health.status, 200, "{health:?}");
+        health.json()["redis"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until `/health` says this of Redis.
+    pub fn wait_for_redis(&self, state: &str) {
+        until(&format!("redis {state}"), || self.redis_state() == state);
     }
 
     /// `POST /api/notify` as a backend.
@@ -185,6 +218,51 @@ impl Service {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// How many threads have a name that starts so, such as `writer-`.
+    pub fn threads_named(&self, start: &str) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let name = |task: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+        };
+        tasks.filter_map(name).filter(|name| name.starts_with(start)).count()
+    }
+
+    /// Proves that it serves: health, a join, a broadcast.
+    pub fn assert_serves(&self) {
+        assert_eq!(self.http("GET", "/health", None, "").status, 200);
+        let mut client = self.client("bystander", "");
+        client.join("bystanders");
+        client.broadcast("bystanders", &json!("still there"));
+        assert_eq!(client.json()["body"], "still there");
+    }
+
+    /// Threads and descriptors when nobody is connected.
+    pub fn at_rest(&self) -> (usize, usize) {
+        self.assert_serves();
+        until("no connection is left", || self.threads_named("conn-") == 0);
+        (self.threads(), self.descriptors())
+    }
+
+    /// Waits until threads and descriptors are back at `before`, and proves that it serves.
+    pub fn assert_recovers(&self, before: (usize, usize)) {
+        self.assert_serves();
+        until(&format!("threads and descriptors back at {before:?}"), || {
+            self.threads() <= before.0 && self.descriptors() <= before.1
+        });
+    }
+
+    /// A hostile round, twice: after each the service is as before, and the second adds no memory.
+    pub fn assert_unharmed_by(&self, mut round: impl FnMut(&Self)) {
+        let before = self.at_rest();
+        round(self);
+        self.assert_recovers(before);
+        let rss = self.rss_kib();
+        round(self);
+        self.assert_recovers(before);
+        let grown = self.rss_kib().saturating_sub(rss);
+        assert!(grown < 4096, "the second round added {grown} KiB to {rss} KiB");
     }
 
     /// Sends a signal by name, such as `TERM`.
@@ -231,6 +309,19 @@ impl Drop for Service {
 pub fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
     assert!(status.success(), "kill -s {name} {pid}");
+}
+
+/// Whether the tests run at the full size that the release run takes: `FULL_SIZE=1`.
+pub fn full_size() -> bool {
+    std::env::var_os("FULL_SIZE").is_some()
+}
+
+/// All that still comes, up to the end of the stream.
+pub fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A reset ends it too.
+    let _ = stream.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A connection of raw bytes, with read and write timeouts.
@@ -422,6 +513,32 @@ impl Client {
                 return Frame::End;
             }
         }
+    }
+
+    /// The frames that have come so far, without waiting for more: the stream does not block from now
+    /// on. An end counts as a frame.
+    pub fn arrived(&mut self) -> Vec<Frame> {
+        self.stream.set_nonblocking(true).unwrap();
+        let mut chunk = [0; 16 * 1024];
+        let ended = match self.stream.read(&mut chunk) {
+            Ok(0) => true,
+            Ok(length) => {
+                self.buffer.extend(&chunk[..length]);
+                false
+            }
+            Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+        };
+        let mut frames = Vec::new();
+        let mut taken = 0;
+        while let Some((frame, length)) = parse(&self.buffer[taken..]) {
+            frames.push(frame);
+            taken += length;
+        }
+        self.buffer.drain(..taken);
+        if ended {
+            frames.push(Frame::End);
+        }
+        frames
     }
 
     /// The next frame, which is to be a text.

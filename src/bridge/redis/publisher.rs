@@ -7,7 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, select};
 use redis::{Cmd, Connection, RedisError, Value};
 
-use super::{PROBE_INTERVAL, Shared, Stopped, Throttle};
+use super::{PROBE_INTERVAL, Shared, Stopped, Throttle, describe};
 use crate::bridge::backoff::Backoff;
 use crate::bridge::origin::Origin;
 use crate::bridge::queue::Drain;
@@ -70,7 +70,7 @@ impl Publisher {
             let end = self.session();
             self.shared.queue.set_connected(false);
             self.drop_queued();
-            let reason = end.err().map(|e| e.to_string());
+            let reason = end.err().as_ref().map(describe);
             self.shared.link.publisher_down(reason.as_deref());
             if reason.is_none() || self.stopped.wait(self.backoff.next()) {
                 break;
@@ -204,7 +204,7 @@ impl Publisher {
     fn refused(&mut self, error: &RedisError) {
         self.shared.counters.add_dropped(DropReason::Refused, 1);
         if let Some(held_back) = self.refusals.pass() {
-            let reason = error.to_string();
+            let reason = describe(error);
             log::warn!(reason = reason.as_str(), held_back; "redis refused a message");
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, Msg, RedisError, Value, cmd};
 
-use super::{MISSING_PROBES, PING_AFTER, Shared, Stopped, Throttle};
+use super::{MISSING_PROBES, PING_AFTER, Shared, Stopped, Throttle, describe};
 use crate::bridge::backoff::Backoff;
 use crate::bridge::inbox::{Inbox, Received};
 use crate::bridge::{DropReason, Handler};
@@ -46,7 +46,7 @@ enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Redis(error) => error.fmt(f),
+            Self::Redis(error) => f.write_str(&describe(error)),
             Self::Refused(error) => write!(f, "PSUBSCRIBE refused: {error}"),
             Self::NoProbe => f.write_str("probes do not come back"),
         }
@@ -104,7 +104,7 @@ impl Subscriber {
         let command = cmd("PSUBSCRIBE").arg(&self.shared.channels.patterns()).get_packed_command();
         connection.send_packed_command(&command)?;
         match connection.recv_response()? {
-            Value::ServerError(error) => Err(Failure::Refused(RedisError::from(error).to_string())),
+            Value::ServerError(error) => Err(Failure::Refused(describe(&error.into()))),
             _ => Ok(()),
         }
     }

@@ -1,0 +1,271 @@
+//! Verifies that two hubs in one process are instances to each other over [`MemoryBroker`]: the hub's
+//! side of the contract of [`PubSub`], without sockets and without Redis.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use realtime_service::auth::Identity;
+use realtime_service::bridge::{DropReason, MemoryBroker, MemoryPubSub, Outgoing, PubSub};
+use realtime_service::config::Config;
+use realtime_service::hub::socket::{Activity, Socket};
+use realtime_service::hub::{
+    self, Broadcast, ConnectionKey, Delivery, Event, Hub, HubHandle, Limits, Outlets, Target,
+};
+use realtime_service::protocol::{Room, frame_payload, text_frame};
+use realtime_service::threads::Threads;
+
+/// No step of a test takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A peer that takes everything at once, frame by frame.
+struct Peer {
+    frames: Sender<String>,
+    activity: Activity,
+}
+
+impl Socket for Peer {
+    fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        for slice in slices {
+            let payload = frame_payload(&slice.to_vec().into());
+            let _ = self.frames.send(String::from_utf8(payload.to_vec()).unwrap());
+        }
+        Ok(slices.iter().map(|slice| slice.len()).sum())
+    }
+
+    fn send_all(&self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn shutdown(&self, _: Shutdown) {}
+
+    fn activity(&self) -> &Activity {
+        &self.activity
+    }
+}
+
+/// One hub on its own thread, and its place at the broker.
+struct Instance {
+    hub: HubHandle,
+    bridge: Arc<MemoryPubSub>,
+    threads: Threads,
+    /// The hub and its channel, while it does not run.
+    asleep: Option<(Hub, Receiver<Event>)>,
+}
+
+impl Instance {
+    fn start(broker: &MemoryBroker) -> Self {
+        let mut instance = Self::asleep(broker, 1024);
+        instance.wake();
+        instance
+    }
+
+    /// With a hub that handles nothing yet, behind a channel of so many events.
+    fn asleep(broker: &MemoryBroker, events: usize) -> Self {
+        let threads = Threads::default();
+        let bridge = Arc::new(broker.connect(threads.clone()));
+        let (events, queue) = bounded(events);
+        let hub = HubHandle::new(events);
+        let publisher = Arc::clone(&bridge);
+        let outlets = Outlets {
+            publish: Box::new(move |target, frame| {
+                let outgoing = Outgoing { target: target.clone(), payload: frame_payload(frame) };
+                let _ = publisher.publish(outgoing);
+            }),
+            start_writer: Box::new(|_| Err(io::Error::other("these peers never push back"))),
+        };
+        let receiver = hub.clone();
+        bridge
+            .start(Box::new(move |delivery| match receiver.send(Event::Remote(delivery)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }))
+            .unwrap();
+        let limits = Limits::from(&Config::new("secret"));
+        Self { hub, bridge, threads, asleep: Some((Hub::new(limits, outlets), queue)) }
+    }
+
+    fn wake(&mut self) {
+        let (hub, queue) = self.asleep.take().unwrap();
+        self.threads.spawn("hub", move || hub::run(hub, &queue)).unwrap();
+    }
+
+    fn connect(&self, user: &str, role: &str) -> Member {
+        let identity = Arc::new(Identity {
+            user_id: user.into(),
+            role: role.into(),
+            seller_id: None,
+            client_id: None,
+            expires_at: SystemTime::now() + Duration::from_secs(3600),
+        });
+        let reserve = |reply| Event::Reserve { identity, number: 1, reply };
+        let key = self.hub.ask(reserve).unwrap().unwrap();
+        let (frames, received) = unbounded();
+        let socket = Arc::new(Peer { frames, activity: Activity::default() });
+        self.hub.send(Event::Register { key, socket }).unwrap();
+        Member { hub: self.hub.clone(), key, received }
+    }
+
+    fn notify(&self, target: Target, text: &str) -> usize {
+        let delivery = Delivery { target, frame: text_frame(text) };
+        self.hub.notify(vec![delivery]).unwrap()[0]
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        drop(self.asleep.take());
+        let _ = self.hub.send(Event::Stop);
+        let _ = self.bridge.close(Instant::now() + PATIENCE);
+    }
+}
+
+/// A live connection.
+struct Member {
+    hub: HubHandle,
+    key: ConnectionKey,
+    received: Receiver<String>,
+}
+
+impl Member {
+    fn join(&self, name: &str) {
+        self.hub.send(Event::Join(self.key, room(name), None)).unwrap();
+        assert_eq!(self.next(), format!("joined {name}"));
+    }
+
+    fn broadcast(&self, name: &str, text: &str) {
+        let frame = text_frame(text);
+        let broadcast = Broadcast { room: room(name), frame, permitted: false, id: None };
+        self.hub.send(Event::Broadcast(self.key, broadcast)).unwrap();
+    }
+
+    fn next(&self) -> String {
+        self.received.recv_timeout(PATIENCE).expect("a frame arrives")
+    }
+
+    fn expect(&self, texts: &[&str]) {
+        for text in texts {
+            assert_eq!(self.next(), *text);
+        }
+    }
+}
+
+fn room(name: &str) -> Room {
+    Room::parse(name).unwrap()
+}
+
+fn numbered(publisher: &str, n: usize) -> String {
+    format!(r#"{{"by":"{publisher}","n":{n}}}"#)
+}
+
+#[test]
+fn members_of_both_hubs_get_every_broadcast_once_and_in_its_publisher_s_order() {
+    let broker = MemoryBroker::default();
+    let (first, second) = (Instance::start(&broker), Instance::start(&broker));
+    let (a, b) = (first.connect("a", ""), second.connect("b", ""));
+    for member in [&a, &b] {
+        member.join("r");
+    }
+    const MESSAGES: usize = 500;
+    for n in 0..MESSAGES {
+        a.broadcast("r", &numbered("a", n));
+        b.broadcast("r", &numbered("b", n));
+    }
+    // Whatever is repeated, or comes back to the hub that published it, stands before the ends.
+    a.broadcast("r", &numbered("a", MESSAGES));
+    b.broadcast("r", &numbered("b", MESSAGES));
+    for member in [&a, &b] {
+        let mut next = [0, 0];
+        while next != [MESSAGES + 1; 2] {
+            let text = member.next();
+            let publisher = usize::from(text.contains(r#""b""#));
+            assert_eq!(text, numbered(["a", "b"][publisher], next[publisher]));
+            next[publisher] += 1;
+        }
+    }
+    assert!(a.received.is_empty() && b.received.is_empty());
+    for instance in [&first, &second] {
+        assert_eq!(instance.bridge.counters().published(), MESSAGES as u64 + 1);
+        assert_eq!(instance.bridge.counters().received(), MESSAGES as u64 + 1);
+    }
+}
+
+#[test]
+fn users_rooms_and_everyone_are_reached_at_both_and_counted_where_they_are_notified() {
+    let broker = MemoryBroker::default();
+    let (first, second) = (Instance::start(&broker), Instance::start(&broker));
+    let (here, there, admin) =
+        (first.connect("u", ""), second.connect("u", ""), second.connect("other", "admin"));
+    there.join("r");
+    assert_eq!(first.notify(Target::User("u".into()), r#"{"to":"u"}"#), 1);
+    assert_eq!(first.notify(Target::Room(room("r")), r#"{"to":"r"}"#), 0);
+    assert_eq!(first.notify(Target::Room(Room::admins()), r#"{"to":"admins"}"#), 0);
+    assert_eq!(first.notify(Target::Everyone, r#"{"to":"broadcast"}"#), 1);
+    here.expect(&[r#"{"to":"u"}"#, r#"{"to":"broadcast"}"#]);
+    there.expect(&[r#"{"to":"u"}"#, r#"{"to":"r"}"#, r#"{"to":"broadcast"}"#]);
+    admin.expect(&[r#"{"to":"admins"}"#, r#"{"to":"broadcast"}"#]);
+    // The other way round, and nothing of the above is still on its way.
+    assert_eq!(second.notify(Target::Everyone, r#"{"end":1}"#), 2);
+    for member in [&here, &there, &admin] {
+        member.expect(&[r#"{"end":1}"#]);
+    }
+}
+
+#[test]
+fn what_has_local_meaning_stays_local() {
+    let broker = MemoryBroker::default();
+    let (first, second) = (Instance::start(&broker), Instance::start(&broker));
+    let (here, there) = (first.connect("a", "admin"), second.connect("b", "admin"));
+    assert_eq!(first.notify(Target::Admins, r#"{"local":1}"#), 1);
+    first.notify(Target::Everyone, r#"{"end":1}"#);
+    here.expect(&[r#"{"local":1}"#, r#"{"end":1}"#]);
+    there.expect(&[r#"{"end":1}"#]);
+    assert_eq!(first.bridge.counters().dropped(DropReason::NotPublishable), 1);
+}
+
+#[test]
+fn a_hub_that_stands_still_holds_up_its_subscription_and_no_publisher() {
+    let broker = MemoryBroker::default();
+    let first = Instance::start(&broker);
+    let mut second = Instance::asleep(&broker, 4);
+    let here = first.connect("a", "");
+    // More than every queue on the way holds: what does not fit is dropped and counted, and the
+    // publisher answers and delivers all the same.
+    let mut sent = 0;
+    while first.bridge.counters().dropped(DropReason::QueueFull) == 0 {
+        assert!(sent < 100_000, "no queue was ever full");
+        let text = numbered("a", sent);
+        assert_eq!(first.notify(Target::Everyone, &text), 1);
+        assert_eq!(here.next(), text);
+        sent += 1;
+    }
+    let taken = sent - 1;
+    second.wake();
+    let deadline = Instant::now() + PATIENCE;
+    while second.bridge.counters().received() < taken as u64 {
+        assert!(Instant::now() < deadline, "the subscription did not go on");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let there = second.connect("b", "");
+    first.notify(Target::Everyone, r#"{"end":1}"#);
+    // It may have connected before the last of the old ones was handled; they are in order then.
+    let mut last = None;
+    loop {
+        let text = there.next();
+        if text == r#"{"end":1}"# {
+            break;
+        }
+        let n = text.trim_start_matches(r#"{"by":"a","n":"#).trim_end_matches('}').parse::<usize>();
+        assert!(last < Some(n.clone().unwrap()), "{text} after {last:?}");
+        last = n.ok();
+    }
+}
