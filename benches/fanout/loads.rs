@@ -1,0 +1,190 @@
+//! The loads: each drives one server process through one swarm and returns figures.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::Fallible;
+use crate::fanout::figures::{self, Figure};
+use crate::fanout::ledger::Ledger;
+use crate::fanout::measure::Histogram;
+use crate::fanout::rooms::{Publisher, Rooms, Shape};
+use crate::fanout::swarm::Swarm;
+use crate::fanout::target::{Purpose, Redis, Side, Target};
+use crate::fanout::tokens::Tokens;
+use crate::fanout::wire::{self, Template};
+use crate::fanout::{callers, connections};
+
+/// Frames that the hub appends before it flushes, at most.
+const FLUSH_FRAMES: f64 = 16_384.0;
+
+/// How a scenario loads a server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Load {
+    /// In each room one member publishes whenever it may, and all get it.
+    FanOut(Shape),
+    /// Each caller notifies a room of its own, of one member, over one keep-alive connection.
+    Notify { callers: usize, batch: usize },
+    /// Connections that say nothing.
+    Idle { connections: usize },
+    /// Connections that come, join a room and go, at a fixed rate.
+    Churn { per_second: u32 },
+    /// One message to one client after a pause.
+    WakeUp,
+    /// A message to a room of one right behind a broadcast to so many.
+    Behind { members: usize },
+    /// A room over two instances, so many clients on each, published to at both in turn.
+    TwoInstances { clients: usize, per_second: u32 },
+}
+
+/// How long and how often.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// A closed loop's measured time.
+    pub(crate) span: Duration,
+    /// Rounds of a scenario that measures one message at a time.
+    pub(crate) rounds: usize,
+    /// Seconds of a scenario with a fixed rate.
+    pub(crate) seconds: u32,
+}
+
+impl Effort {
+    pub(crate) const FULL: Self = Self { span: Duration::from_secs(3), rounds: 50, seconds: 5 };
+    pub(crate) const QUICK: Self =
+        Self { span: Duration::from_millis(500), rounds: 10, seconds: 1 };
+
+    /// Enough for caches, allocators and TCP windows to settle.
+    pub(crate) fn warm_up(&self) -> Duration {
+        self.span / 5
+    }
+}
+
+impl Load {
+    /// Whether there is a floor to compare with.
+    pub(crate) fn has_floor(self) -> bool {
+        !matches!(self, Self::TwoInstances { .. })
+    }
+}
+
+/// What all loads of a run share.
+#[derive(Clone, Copy)]
+pub(crate) struct Trial<'a> {
+    pub(crate) side: Side,
+    pub(crate) tokens: &'a Tokens,
+    pub(crate) effort: Effort,
+}
+
+impl Trial<'_> {
+    /// A fresh server of the trial's side.
+    pub(crate) fn start(&self, purpose: Purpose) -> Fallible<Target> {
+        Target::start(self.side, purpose, self.tokens)
+    }
+}
+
+/// Starts a server, puts `load` on it, and ends it.
+pub(crate) fn run(load: Load, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
+    match load {
+        Load::FanOut(shape) => fan_out(shape, trial),
+        Load::Notify { callers, batch } => callers::notify(callers, batch, trial),
+        Load::Idle { connections } => connections::idle(connections, trial),
+        Load::Churn { per_second } => connections::churn(per_second, trial),
+        Load::WakeUp => wake_up(trial),
+        Load::Behind { members } => behind(members, trial),
+        Load::TwoInstances { clients, per_second } => two_instances(clients, per_second, trial),
+    }
+}
+
+fn fan_out(shape: Shape, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
+    let target = trial.start(Purpose::Rooms)?;
+    let mut rooms = Rooms::open(target.address, "room", shape, trial.tokens)?;
+    rooms.run(trial.effort.warm_up())?;
+    rooms.ledger.reset_counts();
+    let (elapsed, cpu) = figures::measured(&target, || rooms.run(trial.effort.span))?;
+    let deliveries = rooms.ledger.deliveries();
+    let mut figures = vec![
+        (figures::DELIVERIES, figures::per_second(deliveries, elapsed)),
+        (figures::DELIVERY_CPU, figures::micros_each(cpu, deliveries)),
+    ];
+    figures.extend(figures::latencies(rooms.ledger.near()));
+    Ok(figures)
+}
+
+/// Long enough for every thread involved to sleep.
+const IDLE_PAUSE: Duration = Duration::from_millis(100);
+
+fn wake_up(trial: Trial<'_>) -> Fallible<Vec<Figure>> {
+    let target = trial.start(Purpose::Rooms)?;
+    let mut one = Rooms::open(target.address, "room", Shape::SINGLE, trial.tokens)?;
+    for _ in 0..trial.effort.rounds {
+        thread::sleep(IDLE_PAUSE);
+        one.run(Duration::ZERO)?;
+    }
+    Ok(figures::latencies(one.ledger.near()).to_vec())
+}
+
+/// Between the broadcast and the message that must be behind it, so that the hub meets them in this
+/// order.
+const HEAD_START: Duration = Duration::from_micros(300);
+
+fn behind(members: usize, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
+    let target = trial.start(Purpose::Rooms)?;
+    let shape = Shape { rooms: 1, members, in_flight: 1 };
+    let mut crowd = Rooms::open(target.address, "room", shape, trial.tokens)?;
+    let mut other = Rooms::open(target.address, "beside", Shape::SINGLE, trial.tokens)?;
+    let (elapsed, _) = figures::measured(&target, || crowd.run(trial.effort.span))?;
+    let flush_ms = FLUSH_FRAMES / figures::per_second(crowd.ledger.deliveries(), elapsed) * 1e3;
+    let (mut alone, mut behind) = (Histogram::new(), Histogram::new());
+    for _ in 0..trial.effort.rounds {
+        alone.record(one_way_ns(&mut other)?);
+        crowd.fill(0)?;
+        thread::sleep(HEAD_START);
+        // The crowd's sockets hold what comes meanwhile: the generator takes no CPU from the server.
+        behind.record(one_way_ns(&mut other)?);
+        crowd.settle()?;
+    }
+    let (alone_ms, behind_ms) = (alone.quantile_us(0.5) / 1e3, behind.quantile_us(0.5) / 1e3);
+    Ok(vec![
+        (figures::ALONE, alone_ms),
+        (figures::BEHIND, behind_ms),
+        (figures::DELAY, behind_ms - alone_ms),
+        (figures::DELAY_IN_FLUSHES, (behind_ms - alone_ms) / flush_ms),
+    ])
+}
+
+/// How long one message takes in a room of one, in nanoseconds.
+fn one_way_ns(room: &mut Rooms) -> Fallible<u64> {
+    room.ledger.reset_counts();
+    room.run(Duration::ZERO)?;
+    Ok((room.ledger.near().max_us() * 1e3) as u64)
+}
+
+/// At a fixed rate no more than a few are on their way, unless an instance stalls.
+const TWO_INSTANCES_IN_FLIGHT: usize = 256;
+/// The fixed rate runs longer than other loads do: a p99 needs messages.
+const TWO_INSTANCES_STRETCH: u32 = 4;
+
+fn two_instances(clients: usize, rate: u32, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
+    let redis = Redis::start()?;
+    let start = || Target::start_service(trial.tokens, Some(redis.address));
+    let instances = [start()?, start()?];
+    let mut swarm = Swarm::new()?;
+    let mut ledger = Ledger::new();
+    let seats = vec!["room-0".to_owned(); clients];
+    let streams = [0, 1].map(|_| ledger.add_stream(2 * clients as u32, TWO_INSTANCES_IN_FLIGHT));
+    let mut publishers = Vec::new();
+    for (number, (instance, stream)) in (0..).zip(instances.iter().zip(streams)) {
+        let link = swarm.admit(instance.address, &seats, trial.tokens)?;
+        for _ in &seats {
+            ledger.add_member(streams, number, wire::BROADCAST_TAIL_BYTES);
+        }
+        publishers.push(Publisher {
+            link,
+            stream,
+            template: Template::broadcast(&seats[0], number),
+        });
+    }
+    let mut both = Rooms::new(swarm, ledger, publishers);
+    both.run_at_rate(rate, rate * trial.effort.seconds * TWO_INSTANCES_STRETCH)?;
+    let p99_ms = |histogram: &Histogram| histogram.quantile_us(0.99) / 1e3;
+    let (near, far) = (p99_ms(both.ledger.near()), p99_ms(both.ledger.far()));
+    Ok(vec![(figures::NEAR_P99, near), (figures::FAR_P99, far), (figures::ADDED_P99, far - near)])
+}
