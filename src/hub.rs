@@ -5,6 +5,7 @@
 //! threads only through [`Socket`] and [`Outlets`], so tests drive it with memory.
 
 mod backlog;
+mod batch;
 mod connection;
 pub mod event;
 mod groups;
@@ -23,6 +24,7 @@ use log::{debug, info};
 use slotmap::SlotMap;
 
 pub use backlog::Drain;
+use batch::{Batch, FrameNumber};
 pub use connection::End;
 use connection::{Clocks, Connection, Due, Phase};
 pub use event::{
@@ -37,7 +39,7 @@ pub use tally::{Buckets, Tally};
 use crate::auth::Identity;
 use crate::clock::Moment;
 use crate::close::Close;
-use crate::config::{Config, FLUSH_FRAMES, TICK};
+use crate::config::{Config, FLUSH_FRAMES, HUB_QUEUE, TICK};
 use crate::protocol::{
     ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
 };
@@ -126,6 +128,7 @@ pub struct Hub {
 struct Connections {
     places: SlotMap<ConnectionKey, Connection>,
     touched: Vec<ConnectionKey>,
+    batch: Batch,
     /// Frames appended since the last flush.
     appended: usize,
 }
@@ -136,11 +139,11 @@ impl Connections {
     }
 
     /// Appends a frame for a live connection; whether it took it.
-    fn append(&mut self, key: ConnectionKey, frame: &Bytes) -> bool {
+    fn append(&mut self, key: ConnectionKey, frame: FrameNumber) -> bool {
         let Some(connection) = self.places.get_mut(key).filter(|c| c.phase == Phase::Open) else {
             return false;
         };
-        connection.outbox.append(frame.clone());
+        connection.outbox.append(frame);
         connection.sent += 1;
         self.appended += 1;
         if !connection.touched {
@@ -151,6 +154,10 @@ impl Connections {
     }
 
     fn append_all(&mut self, keys: &[ConnectionKey], frame: &Bytes) -> usize {
+        if keys.is_empty() {
+            return 0;
+        }
+        let frame = self.batch.add(frame.clone());
         keys.iter().filter(|key| self.append(**key, frame)).count()
     }
 
@@ -184,11 +191,14 @@ pub fn run(mut hub: Hub, events: &Receiver<Event>) {
             Ok(event) => hub.handle(event),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        while !hub.wants_flush() {
-            match events.try_recv() {
-                Ok(Event::Stop) => return,
-                Ok(event) => hub.handle(event),
-                Err(_) => break,
+        // Events that append nothing must not put off the flush either.
+        for event in events.try_iter().take(HUB_QUEUE) {
+            if matches!(event, Event::Stop) {
+                return;
+            }
+            hub.handle(event);
+            if hub.wants_flush() {
+                break;
             }
         }
         hub.flush();
@@ -263,6 +273,7 @@ impl Hub {
         }
         // Nothing that a flush does touches a connection, so the list's memory serves again.
         self.connections.touched = touched;
+        self.connections.batch.clear();
         self.tally.deliveries += self.connections.appended as u64;
         self.connections.appended = 0;
     }
@@ -387,19 +398,21 @@ impl Hub {
     }
 
     fn ping(&mut self, key: ConnectionKey, now: Moment) {
+        let ping = self.connections.batch.add(control_frame(OPCODE_PING, &[]));
         if let Some(connection) = self.connections.open(key) {
             connection.pinged = Some(now);
-            connection.outbox.append(control_frame(OPCODE_PING, &[]));
+            connection.outbox.append(ping);
             self.connections.touch(key);
         }
     }
 
     /// Leaves all rooms and appends the Close frame: the last thing that the peer is sent.
     fn close(&mut self, key: ConnectionKey, close: Close) {
+        let frame = self.connections.batch.add(close.frame());
         let Some(connection) = self.connections.open(key) else {
             return;
         };
-        connection.outbox.append(close.frame());
+        connection.outbox.append(frame);
         connection.phase = Phase::Closing;
         connection.end = Some(End::Closed(close));
         self.connections.touch(key);
@@ -561,7 +574,7 @@ impl Hub {
     }
 
     fn send(&mut self, key: ConnectionKey, frame: &Bytes) {
-        self.connections.append(key, frame);
+        self.connections.append_all(&[key], frame);
     }
 
     fn reply(&mut self, key: ConnectionKey, reply: Reply, room: &Room, id: Option<&MessageId>) {
@@ -607,16 +620,16 @@ impl Hub {
             return;
         };
         connection.touched = false;
-        let Some(socket) = connection.socket.clone() else {
-            return;
-        };
         let (closing, limits) = match connection.phase {
             Phase::Open => (false, limits),
             // Behind a backlog that was within its limits, the Close frame may wait too.
             Phase::Closing => (true, BacklogLimits::NONE),
             Phase::Reserved | Phase::Draining(_) | Phase::Cut => return,
         };
-        match connection.outbox.flush(&*socket, limits) {
+        let Some(socket) = &connection.socket else {
+            return;
+        };
+        match connection.outbox.flush(&mut self.connections.batch, &**socket, limits) {
             Flush::Sent if closing => {
                 connection.phase = Phase::Draining(Moment::now());
                 connection.shut_write();
@@ -624,7 +637,7 @@ impl Hub {
             Flush::Sent => {}
             Flush::Queued => self.queued(key),
             Flush::Full(drain) => {
-                let number = connection.number;
+                let (number, socket) = (connection.number, Arc::clone(socket));
                 self.start_writer(WriterJob { key, number, socket, drain });
             }
             Flush::OverLimit => self.cut(key, End::SlowConsumer),

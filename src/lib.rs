@@ -69,3 +69,6 @@ pub mod config;
 pub mod logging;
 pub mod metrics;
 pub mod threads;
+
+#[cfg(test)]
+mod typescript;

@@ -15,11 +15,13 @@ use time::serde::rfc3339;
 
 /// An order of a client, made from a cart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS), ts(optional_fields))]
 pub struct Order {
     /// Id of the order; its room is `order-{id_order}`.
     pub id_order: i64,
     /// When it was placed.
     #[serde(with = "rfc3339")]
+    #[cfg_attr(test, ts(type = "string"))]
     pub order_date: OffsetDateTime,
     /// `pending`, `confirmed`, `delivered`, …
     pub status: String,
@@ -40,6 +42,7 @@ pub struct Order {
 
 /// A product that a seller offers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS), ts(optional_fields))]
 pub struct Product {
     /// Id of the product.
     pub id_product: i64,
@@ -67,6 +70,7 @@ pub struct Product {
 
 /// Someone who buys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS), ts(optional_fields))]
 pub struct Client {
     /// Id of the client; its room is `client-{id_client}`.
     pub id_client: i64,
@@ -87,6 +91,7 @@ pub struct Client {
     pub document_number: Option<String>,
     /// Date of birth.
     #[serde(default, with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, ts(as = "Option<String>"))]
     pub birth_date: Option<OffsetDateTime>,
     /// Picture of the client.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,11 +101,13 @@ pub struct Client {
     pub additional_addresses: Option<String>,
     /// When the account was opened.
     #[serde(with = "rfc3339")]
+    #[cfg_attr(test, ts(type = "string"))]
     pub created_at: OffsetDateTime,
 }
 
 /// Someone who sells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS))]
 pub struct Seller {
     /// Id of the seller; its room is `seller-{id_seller}`.
     pub id_seller: i64,
@@ -116,11 +123,13 @@ pub struct Seller {
     pub location: String,
     /// When the account was opened.
     #[serde(with = "rfc3339")]
+    #[cfg_attr(test, ts(type = "string"))]
     pub created_at: OffsetDateTime,
 }
 
 /// One product in a client's cart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS))]
 pub struct Cart {
     /// Id of the cart.
     pub id_cart: i64,
@@ -136,6 +145,7 @@ pub struct Cart {
 
 /// A category of products.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS), ts(optional_fields))]
 pub struct Category {
     /// Id of the category.
     pub id_category: i64,
@@ -151,6 +161,7 @@ pub struct Category {
 
 /// A category within a [`Category`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS), ts(optional_fields))]
 pub struct SubCategory {
     /// Id of the category within.
     pub id_sub_category: i64,
@@ -165,6 +176,7 @@ pub struct SubCategory {
 
 /// The stock of a seller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS))]
 pub struct Inventory {
     /// Id of the inventory.
     pub id_inventory: i64,
@@ -172,11 +184,13 @@ pub struct Inventory {
     pub id_seller: i64,
     /// When it changed last.
     #[serde(with = "rfc3339")]
+    #[cfg_attr(test, ts(type = "string"))]
     pub updated_at: OffsetDateTime,
 }
 
 /// A product on its way to a client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS))]
 pub struct Delivery {
     /// Id of the delivery.
     pub id_delivery: i64,
@@ -190,6 +204,7 @@ pub struct Delivery {
     pub status: String,
     /// When it should arrive.
     #[serde(with = "rfc3339")]
+    #[cfg_attr(test, ts(type = "string"))]
     pub estimated_time: OffsetDateTime,
     /// Who brings it.
     pub delivery_person: String,
@@ -201,6 +216,7 @@ pub struct Delivery {
 
 /// A way to pay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS), ts(optional_fields))]
 pub struct PaymentMethod {
     /// Id of the method.
     pub id_payment_method: i64,
@@ -213,6 +229,7 @@ pub struct PaymentMethod {
 
 /// Someone who runs the marketplace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS))]
 pub struct Admin {
     /// Id of the admin.
     pub id_admin: i64,
@@ -224,16 +241,19 @@ pub struct Admin {
     pub role: String,
     /// When the account was opened.
     #[serde(with = "rfc3339")]
+    #[cfg_attr(test, ts(type = "string"))]
     pub created_at: OffsetDateTime,
 }
 
 /// What a client receives when a backend notifies.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS))]
 pub struct Notification {
     /// What happened, e.g. `order_created`.
     pub event: String,
     /// Any JSON, byte for byte; `null` when there was none.
     #[serde(default)]
+    #[cfg_attr(test, ts(type = "unknown"))]
     pub data: Box<RawValue>,
     /// A user id, a room, or `broadcast`.
     pub to: String,
@@ -241,6 +261,7 @@ pub struct Notification {
 
 /// A message from one user to another or to a room.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(test, derive(ts_rs::TS), ts(optional_fields))]
 pub struct Message {
     /// Id of the message, where the sender gave one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -260,9 +281,11 @@ pub struct Message {
     pub content: String,
     /// Any JSON, byte for byte.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, ts(type = "unknown", optional))]
     pub data: Option<Box<RawValue>>,
     /// When it was sent.
     #[serde(with = "rfc3339")]
+    #[cfg_attr(test, ts(type = "string"))]
     pub timestamp: OffsetDateTime,
 }
 

@@ -2,15 +2,16 @@
 
 use std::io::{self, IoSlice};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use super::backlog::{Backlog, Drain, backlog};
+use super::batch::{Batch, FrameNumber};
 use super::socket::Socket;
 use crate::clock::Moment;
 
 /// Most slices that one vectored send takes (`UIO_MAXIOV`).
 const MAX_SLICES: usize = 1024;
-/// Appended frames whose place is kept for the next flush; more is given back, 2 KiB in all.
+/// Appended frames whose place is kept for the next flush; more is given back.
 const KEPT_FRAMES: usize = 64;
 
 /// How far a backlog may grow.
@@ -31,7 +32,7 @@ impl BacklogLimits {
 #[derive(Default)]
 pub struct Outbox {
     /// Appended since the last flush.
-    appended: Vec<Bytes>,
+    appended: Vec<FrameNumber>,
     backlog: Option<Backlog>,
     /// The latest pong that is neither appended nor in the backlog.
     pong: Option<Bytes>,
@@ -55,7 +56,7 @@ pub enum Flush {
 
 impl Outbox {
     /// Appends a frame for the next flush.
-    pub fn append(&mut self, frame: Bytes) {
+    pub fn append(&mut self, frame: FrameNumber) {
         self.appended.push(frame);
     }
 
@@ -95,30 +96,35 @@ impl Outbox {
     }
 
     /// Sends what is appended, or queues it behind the backlog.
-    pub fn flush(&mut self, socket: &dyn Socket, limits: BacklogLimits) -> Flush {
+    pub fn flush(
+        &mut self,
+        batch: &mut Batch,
+        socket: &dyn Socket,
+        limits: BacklogLimits,
+    ) -> Flush {
         if self.backlog.as_ref().is_some_and(Backlog::is_drained) {
             self.backlog = None;
         }
-        let flushed = match &mut self.backlog {
+        let flush = match &mut self.backlog {
             Some(backlog) => {
                 if let Some(pong) = self.pong.take_if(|_| backlog.has_finished(self.pong_position))
                 {
                     backlog.push(pong);
                     self.pong_position = backlog.position();
                 }
-                for frame in self.appended.drain(..) {
-                    backlog.push(frame);
+                for frame in batch.frames(&self.appended) {
+                    backlog.push(frame.clone());
                 }
                 within(backlog, limits, Flush::Queued)
             }
             None => {
-                self.appended.extend(self.pong.take());
+                self.appended.extend(self.pong.take().map(|pong| batch.add(pong)));
                 self.pong_position = 0;
-                match send(socket, &mut self.appended) {
-                    Ok(()) => Flush::Sent,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                match send(socket, batch, &self.appended) {
+                    Ok(Sent::All) => Flush::Sent,
+                    Ok(Sent::Part(bytes)) => {
                         let (mut backlog, drain) = backlog();
-                        for frame in self.appended.drain(..) {
+                        for frame in rest(batch.frames(&self.appended), bytes) {
                             backlog.push(frame);
                         }
                         let flush = within(&backlog, limits, Flush::Full(drain));
@@ -129,8 +135,9 @@ impl Outbox {
                 }
             }
         };
+        self.appended.clear();
         self.appended.shrink_to(KEPT_FRAMES);
-        flushed
+        flush
     }
 }
 
@@ -144,43 +151,52 @@ fn within(backlog: &Backlog, limits: BacklogLimits, fits: Flush) -> Flush {
     }
 }
 
-/// Sends from the front; what is left, the rest of a partly sent frame first, stays in `frames`.
-fn send(socket: &dyn Socket, frames: &mut Vec<Bytes>) -> io::Result<()> {
-    let mut done = 0;
-    let result = send_from(socket, frames, &mut done);
-    frames.drain(..done);
-    result
+/// How much of a list is in the kernel.
+enum Sent {
+    All,
+    /// So many bytes; the socket is full.
+    Part(usize),
 }
 
-fn send_from(socket: &dyn Socket, frames: &mut [Bytes], done: &mut usize) -> io::Result<()> {
-    while let Some(rest) = frames.get_mut(*done..).filter(|rest| !rest.is_empty()) {
-        let sent = match &*rest {
-            [one] => socket.try_send(&[IoSlice::new(one)]),
-            many => {
-                let slices: Vec<_> =
-                    many.iter().take(MAX_SLICES).map(|frame| IoSlice::new(frame)).collect();
-                socket.try_send(&slices)
-            }
-        };
-        match sent {
-            Ok(bytes) => *done += skip(rest, bytes),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+fn send(socket: &dyn Socket, batch: &mut Batch, list: &[FrameNumber]) -> io::Result<Sent> {
+    let mut sent = 0;
+    for part in list.chunks(MAX_SLICES) {
+        let (wanted, result) = send_part(socket, batch, part);
+        match result {
+            Ok(bytes) => sent += bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Sent::Part(sent)),
             Err(error) => return Err(error),
         }
+        if !matches!(result, Ok(bytes) if bytes == wanted) {
+            return Ok(Sent::Part(sent));
+        }
     }
-    Ok(())
+    Ok(Sent::All)
 }
 
-/// Takes `bytes` off the front of the frames; returns how many frames are wholly gone.
-fn skip(frames: &mut [Bytes], mut bytes: usize) -> usize {
-    let mut whole = 0;
-    for frame in frames {
-        if bytes < frame.len() {
-            frame.advance(bytes);
-            break;
-        }
-        bytes -= frame.len();
-        whole += 1;
+/// Sends with one call; returns the number of bytes that should go, and the call's result.
+fn send_part(
+    socket: &dyn Socket,
+    batch: &mut Batch,
+    part: &[FrameNumber],
+) -> (usize, io::Result<usize>) {
+    if let [_, _, ..] = part
+        && let Some(joined) = batch.joined(part)
+    {
+        return (joined.len(), socket.try_send(&[IoSlice::new(joined)]));
     }
-    whole
+    let slices: Vec<_> = batch.frames(part).map(|frame| IoSlice::new(frame)).collect();
+    (slices.iter().map(|slice| slice.len()).sum(), socket.try_send(&slices))
+}
+
+/// What is left of frames from whose front `sent` bytes are gone; the rest of one comes first.
+fn rest<'a>(
+    frames: impl Iterator<Item = &'a Bytes>,
+    mut sent: usize,
+) -> impl Iterator<Item = Bytes> {
+    frames.filter_map(move |frame| {
+        let gone = sent.min(frame.len());
+        sent -= gone;
+        (gone < frame.len()).then(|| frame.slice(gone..))
+    })
 }
