@@ -237,7 +237,7 @@ fn laid_out(declaration: &str) -> String {
     let mut text = String::new();
     for line in short_docs.lines() {
         let line = if inside {
-            format!("  {line}").replace(", }", ",\n}")
+            format!("  {line}").replacen(", }", ",\n}", 1).replace(", }", " }")
         } else {
             line.replace(" | { ", "\n  | { ").replace(", }", " }")
         };
