@@ -1,0 +1,286 @@
+//! Verifies that an authorization backend which hangs, floods, redirects or dies costs a join at most
+//! three seconds and others nothing, with at most 32 calls in flight.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::{Client, Service, full_size, until};
+
+/// How a backend behaves towards rooms other than those of the bystanders, which it allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Manner {
+    /// Takes the question and says nothing.
+    Hangs,
+    /// Sends a byte of the answer's head now and then.
+    Trickles,
+    /// Sends headers without end.
+    Floods,
+    /// Announces and sends 1 GiB.
+    Gigabyte,
+    /// Redirects to itself.
+    Redirects,
+    /// Ends the connection within the answer.
+    Cuts,
+    /// Answers what is no JSON.
+    Junk,
+}
+
+/// A backend on a free port, a thread for each connection.
+struct Backend {
+    addr: SocketAddr,
+    /// Most connections with a question that was not answered.
+    most: Arc<AtomicUsize>,
+    redirected: Arc<AtomicUsize>,
+}
+
+impl Backend {
+    fn start(manner: Manner) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let backend = Self {
+            addr: listener.local_addr().unwrap(),
+            most: Arc::default(),
+            redirected: Arc::default(),
+        };
+        let (most, redirected) = (Arc::clone(&backend.most), Arc::clone(&backend.redirected));
+        let asked = Arc::new(AtomicUsize::new(0));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (most, redirected) = (Arc::clone(&most), Arc::clone(&redirected));
+                let asked = Arc::clone(&asked);
+                std::thread::spawn(move || {
+                    let mut questions = BufReader::new(stream);
+                    while let Some(target) = question(&mut questions) {
+                        most.fetch_max(asked.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        if target.contains("redirected") {
+                            redirected.fetch_add(1, Ordering::SeqCst);
+                        }
+                        let goes_on = answer(questions.get_mut(), &target, manner);
+                        asked.fetch_sub(1, Ordering::SeqCst);
+                        if !goes_on {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        backend
+    }
+
+    fn service(&self) -> Service {
+        Service::with(&[("BACKEND_URL", &format!("http://{}", self.addr)), ("RATE_LIMIT", "0")])
+    }
+}
+
+/// The target of the next request.
+fn question(stream: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut target = None;
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if line == "\r\n" {
+            return target;
+        }
+        target.get_or_insert_with(|| line.split(' ').nth(1).unwrap_or_default().to_owned());
+    }
+}
+
+/// Whether the connection goes on.
+fn answer(stream: &mut TcpStream, target: &str, manner: Manner) -> bool {
+    if ["room=lobby&", "room=bystanders&"].iter().any(|room| target.contains(room)) {
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"allowed\":true}";
+        return stream.write_all(answer.as_bytes()).is_ok();
+    }
+    let mut repeat = |head: &str, part: &[u8], times: usize, pause: Duration| {
+        let mut left = times;
+        let mut alive = stream.write_all(head.as_bytes()).is_ok();
+        while alive && left > 0 {
+            std::thread::sleep(pause);
+            alive = stream.write_all(part).is_ok();
+            left -= 1;
+        }
+    };
+    match manner {
+        // Until the caller gives up and ends the connection.
+        Manner::Hangs => _ = std::io::Read::read(stream, &mut [0]),
+        Manner::Trickles => repeat("HTTP/1.1 200 OK\r\nX: ", b"x", 100, Duration::from_millis(100)),
+        Manner::Floods => {
+            repeat("HTTP/1.1 200 OK\r\n", &b"X: y\r\n".repeat(1000), 100_000, Duration::ZERO)
+        }
+        Manner::Gigabyte => repeat(
+            "HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n{\"allowed\":",
+            &[b' '; 64 * 1024],
+            16 * 1024,
+            Duration::ZERO,
+        ),
+        Manner::Redirects => repeat(
+            "HTTP/1.1 302 Found\r\nLocation: /redirected\r\nContent-Length: 0\r\n\r\n",
+            b"",
+            0,
+            Duration::ZERO,
+        ),
+        Manner::Cuts => {
+            repeat("HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"al", b"", 0, Duration::ZERO)
+        }
+        Manner::Junk => {
+            repeat("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue", b"", 0, Duration::ZERO)
+        }
+    }
+    manner == Manner::Redirects || manner == Manner::Junk
+}
+
+/// Clients that each ask for a room of its own, at once; returns how long the last waited.
+fn join_all(clients: &mut [Client], code: &str) -> Duration {
+    let start = Instant::now();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.send_json(&json!({"type": "join", "id": n, "payload": {"room": format!("r{n}")}}));
+    }
+    for (n, client) in clients.iter_mut().enumerate() {
+        let answer = client.json();
+        assert_eq!(
+            (&answer["id"], &answer["payload"]["code"]),
+            (&json!(n), &json!(code)),
+            "{answer}"
+        );
+    }
+    start.elapsed()
+}
+
+/// The longest way of a message between two members, until `done`.
+fn longest_way(pair: &mut [Client; 2], mut done: impl FnMut() -> bool) -> Duration {
+    let mut longest = Duration::ZERO;
+    let mut n = 0;
+    while !done() {
+        let start = Instant::now();
+        pair[0].broadcast("lobby", &json!(n));
+        for client in pair.iter_mut() {
+            assert_eq!(client.json()["body"], n);
+        }
+        longest = longest.max(start.elapsed());
+        n += 1;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    longest
+}
+
+/// A backend of this manner under this many joins at once.
+fn assert_harmless(manner: Manner, joins: usize, code: &str) -> Backend {
+    let backend = Backend::start(manner);
+    let service = backend.service();
+    let before = service.at_rest();
+    let mut pair = [service.client("a", ""), service.client("b", "")];
+    pair.iter_mut().for_each(|client| client.join("lobby"));
+    let mut clients: Vec<_> = (0..joins).map(|n| service.client(&format!("u{n}"), "")).collect();
+    let idle = service.rss_kib();
+    let joining = std::thread::spawn({
+        let code = code.to_owned();
+        move || (join_all(&mut clients, &code), clients)
+    });
+    let longest = longest_way(&mut pair, || joining.is_finished());
+    let (took, clients) = joining.join().unwrap();
+    let most = backend.most.load(Ordering::SeqCst);
+    let grown = service.rss_kib().saturating_sub(idle);
+    println!(
+        "{manner:?}, {joins} joins: the last was answered after {took:?}, {most} calls at once, \
+         longest way of a message {longest:?}, RSS grew {grown} KiB"
+    );
+    // Each of these threads makes one call at a time; the backend may see an ended call a little longer.
+    assert!(service.threads_named("authz-") <= 32);
+    assert!(most <= 64, "{most} calls at once");
+    let slack = Duration::from_secs(if full_size() { 2 } else { 10 });
+    assert!(took < Duration::from_secs(3) + slack, "{took:?}");
+    assert!(longest < Duration::from_millis(if full_size() { 250 } else { 2000 }), "{longest:?}");
+    assert!(grown < 64 * 1024, "RSS grew {grown} KiB");
+    assert!(pair.iter_mut().all(|client| {
+        client.assert_quiet();
+        true
+    }));
+    drop((pair, clients));
+    // Its 32 calling threads and their connections stay.
+    service.assert_recovers((before.0 + 32, before.1 + 32));
+    backend
+}
+
+fn joins() -> usize {
+    if full_size() { 5000 } else { 200 }
+}
+
+#[test]
+fn a_backend_that_hangs() {
+    assert_harmless(Manner::Hangs, joins(), "server_error");
+}
+
+#[test]
+fn a_backend_that_trickles() {
+    assert_harmless(Manner::Trickles, 64, "server_error");
+}
+
+#[test]
+fn a_backend_that_floods_headers() {
+    assert_harmless(Manner::Floods, 64, "server_error");
+}
+
+#[test]
+fn a_backend_that_answers_a_gigabyte() {
+    assert_harmless(Manner::Gigabyte, 64, "server_error");
+}
+
+#[test]
+fn a_backend_that_redirects() {
+    let backend = assert_harmless(Manner::Redirects, 64, "not_authorized");
+    assert_eq!(backend.redirected.load(Ordering::SeqCst), 0, "it was followed");
+}
+
+#[test]
+fn a_backend_that_cuts_or_talks_junk() {
+    assert_harmless(Manner::Cuts, 64, "server_error");
+    assert_harmless(Manner::Junk, 64, "server_error");
+}
+
+#[test]
+fn a_backend_that_dies_under_many_joins() {
+    // Nothing listens there any more.
+    let gone = support::free_port();
+    let url = format!("http://127.0.0.1:{gone}");
+    let service = Service::with(&[("BACKEND_URL", &url), ("RATE_LIMIT", "0")]);
+    let before = service.threads();
+    let mut clients: Vec<_> = (0..joins()).map(|n| service.client(&format!("u{n}"), "")).collect();
+    let took = join_all(&mut clients, "server_error");
+    println!("{} joins at a dead backend took {took:?}", clients.len());
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(service.http("GET", "/health", None, "").status == 200);
+    drop(clients);
+    until("threads are back", || service.threads() <= before + 32);
+    let lines = service.log().iter().filter(|line| line.contains("authorization backend")).count();
+    assert!(lines < 30, "{lines} lines about one failure");
+}
+
+#[test]
+fn equal_joins_share_one_call() {
+    let backend = Backend::start(Manner::Hangs);
+    let service = backend.service();
+    let mut clients: Vec<_> = (0..20).map(|_| service.client("same", "")).collect();
+    let start = Instant::now();
+    for client in &mut clients {
+        client.send_json(&json!({"type": "join", "payload": {"room": "one"}}));
+    }
+    for client in &mut clients {
+        assert_eq!(client.json()["payload"]["code"], "server_error");
+    }
+    assert_eq!(backend.most.load(Ordering::SeqCst), 1);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}
