@@ -246,7 +246,7 @@ fn junk_gets_an_error_or_the_end() {
     service.assert_unharmed_by(|service| {
         let mut random = numbers(0x5eed);
         let mut junk = |n: usize| -> Vec<u8> {
-            if n % 2 == 0 {
+            if n.is_multiple_of(2) {
                 return (0..n % 300).map(|_| random.next().unwrap() as u8).collect();
             }
             let mut bytes = good.to_vec();
