@@ -516,16 +516,16 @@ impl Lookup<'_> {
     }
 
     fn redis(&self) -> Result<Option<RedisConfig>, ConfigError> {
-        let addr = (self.0)("REDIS_ADDR").unwrap_or_else(|| "localhost:6379".into());
-        if addr.is_empty() {
-            return Ok(None);
-        }
         let prefix = self.parse(
             "REDIS_PREFIX",
             String::new(),
             "at most 128 bytes without control characters",
             |v| (v.len() <= 128 && !v.chars().any(char::is_control)).then(|| v.to_owned()),
         )?;
+        let addr = (self.0)("REDIS_ADDR").unwrap_or_else(|| "localhost:6379".into());
+        if addr.is_empty() {
+            return Ok(None);
+        }
         let redis = RedisConfig {
             addr: Secret::new(addr),
             password: self.get("REDIS_PASSWORD").map(Secret::new),
