@@ -3,55 +3,23 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+#[path = "support/document.rs"]
+mod document;
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-use serde_json::{Value, json};
+use document::{assert_success, project, python_tool, yaml};
+use serde_json::json;
 use support::{Service, handshake, token, until};
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn document() -> PathBuf {
-    root().join("docs/openapi.yaml")
-}
-
-/// A program of the Python tools; tests/run installs them.
-fn tool(name: &str) -> Command {
-    let path = root().join("target/tools/venv/bin").join(name);
-    assert!(path.exists(), "{} is missing: tests/run installs it", path.display());
-    let mut command = Command::new(path);
-    // Nothing of the user's settings, proxies among them.
-    command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(std::env::temp_dir());
-    command
-}
-
-fn assert_success(what: &str, output: &Output) {
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    assert!(
-        output.status.success(),
-        "{what}: {}\n{}\n{}",
-        output.status,
-        text(&output.stdout),
-        text(&output.stderr)
-    );
-}
-
-/// The document as JSON.
-fn parsed() -> Value {
-    let script = "import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)";
-    let output = tool("python3").args(["-c", script]).arg(document()).output().unwrap();
-    assert_success("reading the document", &output);
-    serde_json::from_slice(&output.stdout).unwrap()
-}
+const DOCUMENT: &str = "docs/openapi.yaml";
 
 #[test]
 fn the_document_is_valid() {
-    let output =
-        tool("python3").args(["-m", "openapi_spec_validator"]).arg(document()).output().unwrap();
+    let output = python_tool("python3")
+        .args(["-m", "openapi_spec_validator"])
+        .arg(project(DOCUMENT))
+        .output()
+        .unwrap();
     assert_success("openapi-spec-validator", &output);
 }
 
@@ -62,15 +30,15 @@ fn the_service_does_what_the_document_says() {
     let mut client = service.client("7", "admin");
     client.join("order-123");
     let authorization = format!("Authorization: Bearer {}", token("backend", "service"));
-    let tests = root().join("tests/openapi");
-    let output = tool("schemathesis")
+    let tests = project("tests/openapi");
+    let output = python_tool("schemathesis")
         .env("SCHEMATHESIS_HOOKS", tests.join("hooks.py"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("HOME", std::env::temp_dir())
         .arg("--config-file")
         .arg(tests.join("schemathesis.toml"))
         .arg("run")
-        .arg(document())
+        .arg(project(DOCUMENT))
         .args(["--url", &format!("http://{}", service.addr()), "-H", &authorization])
         // The same requests every time; and a loaded machine is no fault of theirs.
         .args(["--seed", "1", "--suppress-health-check", "all", "--no-color"])
@@ -128,11 +96,11 @@ fn refusals(service_token: &str) -> Vec<Refusal> {
 fn refusals_have_the_documented_status_code_and_form() {
     let settings = [("BODY_TIMEOUT", "1"), ("ALLOWED_ORIGINS", "http://shop")];
     let service = Service::with(&settings);
-    let document = parsed();
+    let document = yaml(DOCUMENT);
     let mut error = document["components"]["schemas"]["Error"].clone();
     error["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     let form = jsonschema::validator_for(&error).unwrap();
-    let text = std::fs::read_to_string(self::document()).unwrap();
+    let text = std::fs::read_to_string(project(DOCUMENT)).unwrap();
     for Refusal { request, status, code } in refusals(&token("backend", "service")) {
         let shown: String = request.chars().take(80).collect();
         let response = service.raw(&request);
