@@ -34,6 +34,7 @@ pub use event::{
 use groups::{GroupKey, Groups};
 use outbox::{BacklogLimits, Flush};
 use socket::Socket;
+use tally::Received;
 pub use tally::{Buckets, Tally};
 
 use crate::auth::Identity;
@@ -153,15 +154,15 @@ impl Connections {
         true
     }
 
-    fn append_all(&mut self, keys: &[ConnectionKey], frame: &Bytes) -> usize {
+    fn append_all(&mut self, keys: &[ConnectionKey], frame: Bytes) -> usize {
         if keys.is_empty() {
             return 0;
         }
-        let frame = self.batch.add(frame.clone());
+        let frame = self.batch.add(frame);
         keys.iter().filter(|key| self.append(**key, frame)).count()
     }
 
-    fn append_where(&mut self, frame: &Bytes, wanted: impl Fn(&Identity) -> bool) -> usize {
+    fn append_where(&mut self, frame: Bytes, wanted: impl Fn(&Identity) -> bool) -> usize {
         let keys: Vec<_> = self
             .places
             .iter()
@@ -192,14 +193,14 @@ pub fn run(mut hub: Hub, events: &Receiver<Event>) {
             Err(RecvTimeoutError::Timeout) => {}
         }
         // Events that append nothing must not put off the flush either.
-        for event in events.try_iter().take(HUB_QUEUE) {
+        let mut waiting = events.try_iter().take(HUB_QUEUE);
+        while !hub.wants_flush()
+            && let Some(event) = waiting.next()
+        {
             if matches!(event, Event::Stop) {
                 return;
             }
             hub.handle(event);
-            if hub.wants_flush() {
-                break;
-            }
         }
         hub.flush();
         let now = Instant::now();
@@ -237,7 +238,7 @@ impl Hub {
             Event::Release(key) => self.free(key),
             Event::Join(key, room, id) => self.join(key, &room, id.as_ref()),
             Event::Leave(key, room, id) => self.leave(key, &room, id.as_ref()),
-            Event::Broadcast(key, broadcast) => self.broadcast(key, &broadcast),
+            Event::Broadcast(key, broadcast) => self.broadcast(key, broadcast),
             Event::IsMember(key, room, reply) => answer(&reply, self.is_member(key, &room)),
             Event::Refuse(key, code, id) => self.refuse(key, code, id.as_ref()),
             Event::Ping(key, payload) => self.pong(key, &payload),
@@ -245,11 +246,11 @@ impl Hub {
             Event::ReaderEnded(key) => self.reader_ended(key),
             Event::WriterEnded { key, broken } => self.writer_ended(key, broken),
             Event::Notify(deliveries, reply) => {
-                let counts = deliveries.iter().map(|delivery| self.notify(delivery)).collect();
+                let counts = deliveries.into_iter().map(|delivery| self.notify(delivery)).collect();
                 answer(&reply, counts);
             }
             Event::Remote(delivery) => {
-                self.deliver(&delivery.target, &delivery.frame);
+                self.deliver(delivery);
             }
             Event::Census(reply) => answer(&reply, self.census()),
             Event::List(query, reply) => answer(&reply, self.list(&query)),
@@ -347,12 +348,12 @@ impl Hub {
     fn join(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
         let limit = self.limits.rooms_per_client;
         let is_member = self.is_member(key, room);
-        let Some(connection) = self.received(key, "join") else {
+        let Some(connection) = self.received(key, Received::Join) else {
             return;
         };
         let full = connection.rooms.len() >= limit && !connection.identity.is_admin();
         if full && !is_member {
-            return self.send(key, &error_frame(ErrorCode::TooManyRooms, id));
+            return self.send(key, error_frame(ErrorCode::TooManyRooms, id));
         }
         if !is_member {
             self.enter(key, room);
@@ -362,7 +363,7 @@ impl Hub {
 
     fn leave(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
         let group = self.rooms.key(room);
-        let Some(connection) = self.received(key, "leave") else {
+        let Some(connection) = self.received(key, Received::Leave) else {
             return;
         };
         let place = group.and_then(|group| Some((group, connection.rooms.remove(&group)?)));
@@ -372,21 +373,21 @@ impl Hub {
         self.reply(key, Reply::Left, room, id);
     }
 
-    fn broadcast(&mut self, key: ConnectionKey, broadcast: &Broadcast) {
+    fn broadcast(&mut self, key: ConnectionKey, broadcast: Broadcast) {
         let Broadcast { room, frame, permitted, id } = broadcast;
-        if self.received(key, "broadcast").is_none() {
+        if self.received(key, Received::Broadcast).is_none() {
             return;
         }
-        if !permitted && !self.is_member(key, room) {
-            return self.send(key, &error_frame(ErrorCode::NotAuthorized, id.as_ref()));
+        if !permitted && !self.is_member(key, &room) {
+            return self.send(key, error_frame(ErrorCode::NotAuthorized, id.as_ref()));
         }
-        self.notify_target(&Target::Room(room.clone()), frame);
-        self.reply(key, Reply::Sent, room, id.as_ref());
+        self.notify(Delivery { target: Target::Room(room.clone()), frame });
+        self.reply(key, Reply::Sent, &room, id.as_ref());
     }
 
     fn refuse(&mut self, key: ConnectionKey, code: ErrorCode, id: Option<&MessageId>) {
-        if self.received(key, "refused").is_some() {
-            self.send(key, &error_frame(code, id));
+        if self.received(key, Received::Refused).is_some() {
+            self.send(key, error_frame(code, id));
         }
     }
 
@@ -466,19 +467,16 @@ impl Hub {
         self.free_if_ended(key);
     }
 
-    fn notify(&mut self, delivery: &Delivery) -> usize {
-        self.notify_target(&delivery.target, &delivery.frame)
+    /// Hands over to the other instances, and delivers here.
+    fn notify(&mut self, delivery: Delivery) -> usize {
+        (self.outlets.publish)(&delivery.target, &delivery.frame);
+        self.deliver(delivery)
     }
 
-    /// Delivers here, and hands over to the other instances.
-    fn notify_target(&mut self, target: &Target, frame: &Bytes) -> usize {
-        (self.outlets.publish)(target, frame);
-        self.deliver(target, frame)
-    }
-
-    fn deliver(&mut self, target: &Target, frame: &Bytes) -> usize {
+    fn deliver(&mut self, delivery: Delivery) -> usize {
+        let Delivery { target, frame } = delivery;
         let connections = &mut self.connections;
-        let reached = match target {
+        let reached = match &target {
             Target::Room(room) => match self.rooms.key(room) {
                 Some(group) => connections.append_all(self.rooms.members(group), frame),
                 None => 0,
@@ -490,7 +488,7 @@ impl Hub {
             Target::Everyone => connections.append_where(frame, |_| true),
             Target::Admins => connections.append_where(frame, Identity::is_admin),
             Target::Seller(id) => connections.append_where(frame, |identity| {
-                identity.role == "seller" && identity.seller_id.as_deref() == Some(id)
+                identity.role == "seller" && identity.seller_id.as_deref() == Some(&**id)
             }),
         };
         self.tally.fan_out.observe(reached as f64);
@@ -566,20 +564,20 @@ impl Hub {
     }
 
     /// The connection that a message came from, counted; `None` when it no longer counts.
-    fn received(&mut self, key: ConnectionKey, kind: &'static str) -> Option<&mut Connection> {
+    fn received(&mut self, key: ConnectionKey, kind: Received) -> Option<&mut Connection> {
         let connection = self.connections.open(key)?;
         connection.received += 1;
-        *self.tally.received.entry(kind).or_default() += 1;
+        self.tally.received.count(kind);
         Some(connection)
     }
 
-    fn send(&mut self, key: ConnectionKey, frame: &Bytes) {
+    fn send(&mut self, key: ConnectionKey, frame: Bytes) {
         self.connections.append_all(&[key], frame);
     }
 
     fn reply(&mut self, key: ConnectionKey, reply: Reply, room: &Room, id: Option<&MessageId>) {
         if let Some(frame) = reply.frame(room, id) {
-            self.send(key, &frame);
+            self.send(key, frame);
         }
     }
 

@@ -234,7 +234,7 @@ impl Out<'_> {
             "realtime_messages_received",
             "Messages of clients",
             "type",
-            by(&tally.received),
+            tally.received.by_kind(),
         )?;
         self.counter("realtime_deliveries", "Frames for clients", tally.deliveries)?;
         self.counters(

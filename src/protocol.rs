@@ -1,5 +1,6 @@
 //! JSON in and out, room names, error codes (DESIGN section 3), and the frames that carry them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -216,7 +217,8 @@ impl<'a> ClientMessage<'a> {
             }
             Some(_) => return Err(bad(ErrorCode::InvalidJson, &None)),
         };
-        let action = match envelope.kind.and_then(string).as_deref() {
+        let kind = envelope.kind.and_then(string);
+        let action = match kind.as_deref() {
             Some("join") => Action::Join,
             Some("leave") => Action::Leave,
             Some("broadcast") => Action::Broadcast,
@@ -240,8 +242,14 @@ fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
     is_object.then(|| serde_json::from_str(text).ok()).flatten()
 }
 
-fn string(raw: &RawValue) -> Option<String> {
-    serde_json::from_str(raw.get()).ok()
+fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let quoted = raw.get().strip_prefix('"')?.strip_suffix('"')?;
+    if quoted.contains('\\') {
+        serde_json::from_str(raw.get()).ok().map(Cow::Owned)
+    } else {
+        // Without an escape the text is what stands between the quotes.
+        Some(Cow::Borrowed(quoted))
+    }
 }
 
 /// `type` of a reply to a message that carried an id.
@@ -293,46 +301,49 @@ pub fn error_frame(code: ErrorCode, id: Option<&MessageId>) -> Bytes {
 
 /// The frame of a client's broadcast; the body's bytes are passed on as they came.
 pub fn broadcast_frame(from: &str, room: &Room, at: OffsetDateTime, body: &str) -> Bytes {
-    let room = room.as_str();
     let ts = timestamp(at);
-    let mut payload = String::with_capacity(
-        r#"{"from":"","room":"","ts":"","body":}"#.len()
-            + from.len()
-            + room.len()
-            + ts.len()
-            + body.len(),
-    );
-    for part in
-        [r#"{"from":""#, from, r#"","room":""#, room, r#"","ts":""#, &ts, r#"","body":"#, body, "}"]
-    {
-        payload.push_str(part);
-    }
-    text_frame(&payload)
+    let parts = [
+        br#"{"from":""#,
+        from.as_bytes(),
+        br#"","room":""#,
+        room.as_str().as_bytes(),
+        br#"","ts":""#,
+        &ts,
+        br#"","body":"#,
+        body.as_bytes(),
+        b"}",
+    ];
+    frame(OPCODE_TEXT, &parts)
 }
 
 /// `2026-01-02T03:04:05.678Z`: RFC 3339 in UTC, milliseconds, as JavaScript's `toISOString`.
-fn timestamp(at: OffsetDateTime) -> String {
+fn timestamp(at: OffsetDateTime) -> [u8; 24] {
     let format =
         format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    at.format(&format).unwrap_or_default()
+    let mut text = *b"1970-01-01T00:00:00.000Z";
+    // It has 24 bytes until the year 9999.
+    let _ = at.format_into(&mut text.as_mut_slice(), &format);
+    text
 }
 
 /// The frame of a notification; `data` is JSON and is passed on as it came.
 pub fn notification_frame(event: &str, data: &str, to: &str) -> Bytes {
-    let mut payload = String::with_capacity(event.len() + data.len() + to.len() + 40);
-    payload.push_str(r#"{"event":"#);
-    push_json_string(&mut payload, event);
-    payload.push_str(r#","data":"#);
-    payload.push_str(data);
-    payload.push_str(r#","to":"#);
-    push_json_string(&mut payload, to);
-    payload.push('}');
-    text_frame(&payload)
+    let (event, to) = (json_string(event), json_string(to));
+    let parts = [
+        br#"{"event":"#,
+        event.as_bytes(),
+        br#","data":"#,
+        data.as_bytes(),
+        br#","to":"#,
+        to.as_bytes(),
+        b"}",
+    ];
+    frame(OPCODE_TEXT, &parts)
 }
 
-fn push_json_string(out: &mut String, text: &str) {
+fn json_string(text: &str) -> String {
     // A &str always serialises.
-    out.push_str(&serde_json::to_string(text).unwrap_or_default());
+    serde_json::to_string(text).unwrap_or_default()
 }
 
 /// Opcode of a text frame (RFC 6455 section 5.2).
@@ -346,18 +357,20 @@ pub const OPCODE_PONG: u8 = 0xa;
 
 /// One unmasked, final text frame.
 pub fn text_frame(text: &str) -> Bytes {
-    frame(OPCODE_TEXT, text.as_bytes())
+    frame(OPCODE_TEXT, &[text.as_bytes()])
 }
 
 /// One control frame; a payload past the 125 bytes that RFC 6455 section 5.5 allows is cut there.
 pub fn control_frame(opcode: u8, payload: &[u8]) -> Bytes {
-    frame(opcode, payload.get(..125).unwrap_or(payload))
+    frame(opcode, &[payload.get(..125).unwrap_or(payload)])
 }
 
-fn frame(opcode: u8, payload: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(payload.len() + 10);
+/// A frame whose payload is these parts end to end, written in one go.
+fn frame(opcode: u8, parts: &[&[u8]]) -> Bytes {
+    let length = parts.iter().map(|part| part.len()).sum();
+    let mut out = BytesMut::with_capacity(header_length(length) + length);
     out.put_u8(0x80 | opcode);
-    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+    match (u8::try_from(length), u16::try_from(length)) {
         (Ok(short), _) if short < 126 => out.put_u8(short),
         (_, Ok(medium)) => {
             out.put_u8(126);
@@ -365,11 +378,22 @@ fn frame(opcode: u8, payload: &[u8]) -> Bytes {
         }
         _ => {
             out.put_u8(127);
-            out.put_u64(payload.len() as u64);
+            out.put_u64(length as u64);
         }
     }
-    out.put_slice(payload);
+    for part in parts {
+        out.put_slice(part);
+    }
     out.freeze()
+}
+
+/// Length of an unmasked frame's header (RFC 6455 section 5.2).
+fn header_length(payload: usize) -> usize {
+    match payload {
+        0..126 => 2,
+        126..=0xffff => 4,
+        _ => 10,
+    }
 }
 
 /// The payload inside a frame that this module made, without copying.

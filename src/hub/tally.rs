@@ -21,8 +21,8 @@ pub struct Tally {
     pub connects: u64,
     /// Connections that ended, by reason.
     pub disconnects: BTreeMap<&'static str, u64>,
-    /// Messages of clients, by type.
-    pub received: BTreeMap<&'static str, u64>,
+    /// Messages of clients, by kind.
+    pub received: ReceivedCounts,
     /// Frames appended for a connection.
     pub deliveries: u64,
     /// Frames that were appended and not sent, by the reason of the connection's end.
@@ -41,12 +41,53 @@ impl Default for Tally {
             writers: 0,
             connects: 0,
             disconnects: BTreeMap::new(),
-            received: BTreeMap::new(),
+            received: ReceivedCounts::default(),
             deliveries: 0,
             dropped: BTreeMap::new(),
             batch_seconds: Buckets::new(BATCH_BOUNDS),
             fan_out: Buckets::new(FAN_OUT_BOUNDS),
         }
+    }
+}
+
+/// What a client's message was.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Received {
+    Join,
+    Leave,
+    Broadcast,
+    /// Anything that was answered with an error before it came to the hub.
+    Refused,
+}
+
+/// Counts of messages, by kind.
+#[derive(Debug, Clone, Default)]
+pub struct ReceivedCounts {
+    joins: u64,
+    leaves: u64,
+    broadcasts: u64,
+    refused: u64,
+}
+
+impl ReceivedCounts {
+    /// Counts one.
+    pub(super) fn count(&mut self, kind: Received) {
+        *match kind {
+            Received::Join => &mut self.joins,
+            Received::Leave => &mut self.leaves,
+            Received::Broadcast => &mut self.broadcasts,
+            Received::Refused => &mut self.refused,
+        } += 1;
+    }
+
+    /// Each kind's name in the metrics, and its count.
+    pub fn by_kind(&self) -> [(&'static str, u64); 4] {
+        [
+            ("join", self.joins),
+            ("leave", self.leaves),
+            ("broadcast", self.broadcasts),
+            ("refused", self.refused),
+        ]
     }
 }
 
