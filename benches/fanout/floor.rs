@@ -3,7 +3,8 @@
 //!
 //! It shakes hands, joins, and sends each broadcast to each member: no tokens, no limits, no JSON
 //! parser. It takes all events that wait before it sends, so that several messages cost a member
-//! one send.
+//! one send; but as soon as it owes so many frames as the service does at most, it sends them, since
+//! a large room must not keep another waiting for longer.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -15,6 +16,8 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Socket, Type};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use realtime_service::config::FLUSH_FRAMES;
 
 use crate::Fallible;
 
@@ -53,6 +56,8 @@ struct Floor {
     room_numbers: HashMap<String, usize>,
     /// Rooms that have frames.
     touched: Vec<usize>,
+    /// Frames that members have still to be sent.
+    owed: usize,
     /// The time of this round of events, once one needs it.
     timestamp: Option<String>,
 }
@@ -78,6 +83,7 @@ pub(crate) fn run() -> Fallible<()> {
         rooms: Vec::new(),
         room_numbers: HashMap::new(),
         touched: Vec::new(),
+        owed: 0,
         timestamp: None,
     };
     floor.poll.registry().register(&mut floor.listener, LISTENER, Interest::READABLE)?;
@@ -208,6 +214,10 @@ impl Floor {
                     self.touched.push(room);
                 }
                 frames.extend_from_slice(&frame(TEXT, text.as_bytes()));
+                self.owed += self.rooms[room].members.len();
+                if self.owed >= FLUSH_FRAMES {
+                    self.flush();
+                }
             }
         }
         Ok(())
@@ -242,6 +252,7 @@ impl Floor {
     /// One send to each member of each touched room.
     fn flush(&mut self) {
         self.timestamp = None;
+        self.owed = 0;
         for room in self.touched.drain(..) {
             let room = &mut self.rooms[room];
             for member in &room.members {
