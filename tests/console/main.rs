@@ -412,7 +412,9 @@ fn take_the_picture() {
     join(&page, "seller-7");
     let shipped = json!({"id": 1042, "status": "shipped", "carrier": "DHL"});
     service.notify(&json!({"room": "order-1042", "event": "order_shipped", "data": shipped}));
-    row(&page, "received", &["shipped"]);
+    let shipped = row(&page, "received", &["order_shipped"]);
+    page.eval(&format!("{shipped}.querySelector('summary').click()"));
+    page.until(&format!("{shipped}.querySelector('pre')"));
     page.eval("document.activeElement.blur()");
     std::fs::create_dir_all("docs").unwrap();
     std::fs::write("docs/console.png", page.screenshot()).unwrap();
