@@ -19,7 +19,7 @@ use crate::support::PATIENCE;
 /// A browser starts and paints more slowly than anything else here, above all on a busy machine.
 const BROWSER_PATIENCE: Duration = PATIENCE.saturating_mul(3);
 
-/// A headless Chromium with an empty profile, killed when dropped.
+/// A headless Chromium with an empty profile; ended, and the profile removed, when dropped.
 pub struct Browser {
     child: Child,
     profile: PathBuf,
@@ -81,9 +81,23 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        // Asked first, so that its own children end too and write no more.
+        if let Ok(mut wire) = self.wire.try_borrow_mut() {
+            let request = json!({"id": 0, "method": "Browser.close"});
+            let _ = wire.socket.send(Message::text(request.to_string()));
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.profile);
+        while std::fs::remove_dir_all(&self.profile).is_err()
+            && self.profile.exists()
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
