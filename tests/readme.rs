@@ -82,8 +82,7 @@ struct Session {
 
 impl Session {
     fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("bash starts");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let (sender, received) = channel();
         std::thread::spawn(move || {
@@ -162,7 +161,7 @@ fn the_browser_s_script_is_well_formed() {
     assert_eq!(scripts.len(), 1);
     let file = std::env::temp_dir().join(format!("readme-{}.js", std::process::id()));
     fs::write(&file, &scripts[0]).unwrap();
-    let status = Command::new("node").arg("--check").arg(&file).status().expect("node");
+    let status = Command::new("node").arg("--check").arg(&file).status().unwrap();
     fs::remove_file(&file).unwrap();
     assert!(status.success());
 }
