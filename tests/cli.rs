@@ -1,5 +1,11 @@
 //! Verifies what the binary says and how it exits: help, version, healthcheck, and one clear line for
 //! every bad setting, without a secret in it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

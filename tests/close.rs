@@ -1,5 +1,11 @@
 //! Verifies that a connection ends with the Close code that its reason has, that the Close arrives, and
 //! that nothing else is harmed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

@@ -1,6 +1,12 @@
 //! Verifies the scale that the service is made for: thousands of clients in one room get every broadcast
 //! in order, once, for one thread, one descriptor and little memory each; and one of a hundred members
 //! that never reads is cut, while the others are not held up.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

@@ -1,5 +1,11 @@
 //! Verifies that `GET /ws` becomes a WebSocket for a good token, wherever it may stand, and that every
 //! other request is refused with a status, a JSON body and a log line that never holds the token.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

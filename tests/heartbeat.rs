@@ -1,5 +1,11 @@
 //! Verifies that a silent peer is pinged, that one without a sign of life is cut, and that any byte is
 //! one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

@@ -1,5 +1,11 @@
 //! Verifies that a program that embeds the service starts it on a free port, notifies clients through
 //! `NotificationService` with the marketplace's models, and shuts it down.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

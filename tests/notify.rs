@@ -1,5 +1,11 @@
 //! Verifies that backends reach users, rooms and everyone over `POST /api/notify`, and that every other
 //! request over HTTP gets the answer that it should.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

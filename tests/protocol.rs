@@ -1,5 +1,11 @@
 //! Verifies that every message of a client gets exactly the bytes that the protocol promises: replies,
 //! errors, ids, broadcasts.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

@@ -1,5 +1,11 @@
 //! Verifies that SIGTERM and SIGINT end the service in order: nothing new, what is queued, Close 1001 to
 //! every client, all threads, exit code 0; and that nobody can hold it up.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
