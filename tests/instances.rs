@@ -338,10 +338,6 @@ fn deployments_with_other_prefixes_do_not_hear_each_other() {
     }
 }
 
-/// Between two looks at the sockets of a crowd: long enough that a look finds several messages at each,
-/// so that it is the instances that take the processors.
-const ROUND: Duration = Duration::from_millis(40);
-
 /// What the members of one instance have received, checked as it arrives.
 struct Crowd {
     shared: Arc<Progress>,
@@ -364,6 +360,15 @@ enum Remote {
     MayHaveGaps,
 }
 
+/// How a crowd reads.
+#[derive(Clone, Copy)]
+struct Reading {
+    remote: Remote,
+    /// Between two looks at the sockets: when a look finds several messages at each, it is the instances
+    /// that take the processors, not the test.
+    pause: Duration,
+}
+
 /// A message's body: its publisher and its number, from 0.
 fn body(publisher: usize, number: usize) -> Value {
     json!({"by": publisher, "n": number})
@@ -377,8 +382,8 @@ fn read_body(text: &str) -> (usize, usize) {
 }
 
 impl Crowd {
-    /// So many members of `room` on the service that the publisher `local` publishes at.
-    fn join(service: &Service, local: usize, members: usize, remote: Remote) -> Self {
+    /// So many members on the service that the publisher `local` publishes at.
+    fn join(service: &Service, local: usize, members: usize, reading: Reading) -> Self {
         let mut clients: Vec<_> = (0..members)
             .map(|n| {
                 let mut client = service.client(&format!("{local}-{n}"), "");
@@ -394,13 +399,13 @@ impl Crowd {
             while !progress.stop.load(Ordering::Relaxed) {
                 for (client, next) in clients.iter_mut().zip(&mut next) {
                     for frame in client.arrived() {
-                        take(frame, local, remote, next);
+                        take(frame, local, reading.remote, next);
                     }
                 }
                 let least = |publisher: usize| next.iter().map(|n| n[publisher]).min().unwrap();
                 progress.local.store(least(local), Ordering::Relaxed);
                 progress.remote.store(least(1 - local), Ordering::Relaxed);
-                std::thread::sleep(ROUND);
+                std::thread::sleep(reading.pause);
             }
         });
         Self { shared, reader: Some(reader) }
@@ -471,7 +476,8 @@ struct Stage {
 impl Stage {
     fn set(redis: &Redis, members: usize, remote: Remote) -> Self {
         let services: [Service; 2] = instances(redis);
-        let crowds = [0, 1].map(|id| Crowd::join(&services[id], id, members, remote));
+        let reading = Reading { remote, pause: Duration::from_millis(40) };
+        let crowds = [0, 1].map(|id| Crowd::join(&services[id], id, members, reading));
         let publishers = [0, 1].map(|id| Publisher::new(&services[id], id));
         Self { services, crowds, publishers }
     }
@@ -639,10 +645,11 @@ fn measure_added_latency(members: usize, messages: usize, per_second: u32) {
     let services: [Service; 2] = instances(&redis);
     // The first, one in the middle, and the last to join: the room is served in this order.
     let mut clocks = [clock(&services[0]), clock(&services[1])].map(|clock| vec![clock]);
+    let reading = Reading { remote: Remote::Whole, pause: Duration::from_millis(250) };
     let mut crowds = Vec::new();
     for _half in 0..2 {
         for id in [0, 1] {
-            crowds.push(Crowd::join(&services[id], id, members / 2 - 1, Remote::Whole));
+            crowds.push(Crowd::join(&services[id], id, members / 2 - 1, reading));
             clocks[id].push(clock(&services[id]));
         }
     }
