@@ -6,13 +6,13 @@
 mod intake;
 mod rate;
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
 use log::info;
 use time::OffsetDateTime;
-use tungstenite::protocol::{Role, WebSocketConfig};
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Error, Message, WebSocket, error::ProtocolError};
 
 use crate::auth::Identity;
@@ -84,16 +84,8 @@ impl Reader {
     }
 
     fn read(&self, early: Vec<u8>, limits: ReaderLimits) -> Stop {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_BYTES)
-            // Nothing is ever written, so the write buffer only has to satisfy its own assertion.
-            .write_buffer_size(0)
-            .max_write_buffer_size(1024)
-            .max_message_size(Some(limits.message_bytes))
-            .max_frame_size(Some(limits.message_bytes));
         let intake = Intake::new(Arc::clone(&self.socket), &early);
-        let mut websocket =
-            WebSocket::from_partially_read(intake, early, Role::Server, Some(config));
+        let mut websocket = websocket(intake, early, limits.message_bytes);
         let mut rate = Rate::new(limits.rate, Instant::now());
         loop {
             let handled = match websocket.read() {
@@ -105,10 +97,7 @@ impl Reader {
                     self.hub.send(Event::Ping(self.key, payload)).map_err(Stop::from)
                 }
                 Ok(Message::Pong(_) | Message::Frame(_)) => Ok(()),
-                Ok(Message::Close(frame)) => {
-                    let code = frame.map_or(1000, |frame| frame.code.into());
-                    Err(Stop::Close(Close::Echo(code)))
-                }
+                Ok(Message::Close(frame)) => Err(echo_of(frame.as_ref())),
                 Err(error) => Err(stop_of(&error)),
             };
             if let Err(stop) = handled {
@@ -194,6 +183,46 @@ impl Reader {
             }
         }
     }
+}
+
+fn websocket<S: Read + Write>(stream: S, early: Vec<u8>, message_bytes: usize) -> WebSocket<S> {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        // Nothing is ever written, so the write buffer only has to satisfy its own assertion.
+        .write_buffer_size(0)
+        .max_write_buffer_size(1024)
+        .max_message_size(Some(message_bytes))
+        .max_frame_size(Some(message_bytes));
+    WebSocket::from_partially_read(stream, early, Role::Server, Some(config))
+}
+
+/// The frame path without a socket, for tests and fuzzing: reads the frames of a client to the end of
+/// the stream or of the connection, hands each data message to `on_message` (`None` is a binary one),
+/// and returns the Close that is due, if one is.
+pub fn follow(
+    stream: impl Read,
+    message_bytes: usize,
+    mut on_message: impl FnMut(Option<&str>),
+) -> Option<Close> {
+    let stream = intake::Followed::new(stream);
+    let mut websocket = websocket(stream, Vec::new(), message_bytes);
+    let stop = loop {
+        match websocket.read() {
+            Ok(Message::Text(text)) => on_message(Some(text.as_str())),
+            Ok(Message::Binary(_)) => on_message(None),
+            Ok(Message::Close(frame)) => break echo_of(frame.as_ref()),
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
+            Err(error) => break stop_of(&error),
+        }
+    };
+    match stop {
+        Stop::Close(close) => Some(close),
+        Stop::Gone => None,
+    }
+}
+
+fn echo_of(frame: Option<&CloseFrame>) -> Stop {
+    Stop::Close(Close::Echo(frame.map_or(1000, |frame| frame.code.into())))
 }
 
 /// tungstenite sends no Close frame on errors: what the hub is to send.

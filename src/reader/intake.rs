@@ -66,6 +66,37 @@ impl Write for Intake {
     }
 }
 
+/// Any stream, its bytes followed as an intake follows a socket's, and nothing written to it.
+pub(super) struct Followed<S> {
+    stream: S,
+    boundary: Boundary,
+}
+
+impl<S> Followed<S> {
+    /// Over a stream from which nothing has been read.
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, boundary: Boundary::default() }
+    }
+}
+
+impl<S: Read> Read for Followed<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.stream.read(buffer)?;
+        self.boundary.follow(buffer.get(..length).unwrap_or_default());
+        Ok(length)
+    }
+}
+
+impl<S> Write for Followed<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Follows the frames in a byte stream, to know whether it stands between two messages: tungstenite
 /// does not tell when a message has begun.
 #[derive(Default)]
