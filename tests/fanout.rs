@@ -247,10 +247,11 @@ fn thousands_get_every_broadcast_in_order_for_little_memory() {
         assert_eq!(member.next_number(), BROADCASTS);
         assert_eq!(member.from, member.to);
     }
-    // Other processes disturb either measure, and hardly ever both; debug code has larger frames.
+    // Other processes move MemAvailable by as much as is measured, in either direction, so that it is
+    // only told. On a quiet machine both agree to within a few KiB, and the sum hardly feels the others.
     let most = if cfg!(debug_assertions) { 120.0 } else { 80.0 };
-    let least = idle.into_iter().zip(busy).map(|(a, b)| a.max(b)).fold(f64::INFINITY, f64::min);
-    assert!(least <= most, "{least:.1} KiB per connection");
+    let parts = f64::max(idle[1], busy[1]);
+    assert!(parts <= most, "{parts:.1} KiB per connection");
 
     drop(members);
     until("all are gone", || service.census()["clients"] == 1);
