@@ -166,7 +166,7 @@ fn a_message_without_its_end_is_dropped() {
         ("half a frame", frame(FIN | 1, b"xyz")[..7].to_vec()),
     ]
     .map(|(what, bytes)| {
-        let mut client = service.client(what, "");
+        let mut client = service.client("patient", "");
         client.send_bytes(&bytes);
         (what, client)
     });
