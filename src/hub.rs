@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::RecvTimeoutError;
 use log::{debug, info};
 use slotmap::SlotMap;
 
@@ -38,6 +38,7 @@ use tally::Received;
 pub use tally::{Buckets, Tally};
 
 use crate::auth::Identity;
+use crate::channel::{Receiver, Sender};
 use crate::clock::Moment;
 use crate::close::Close;
 use crate::config::{Config, FLUSH_FRAMES, HUB_QUEUE, TICK};
@@ -120,7 +121,7 @@ pub struct Hub {
     tally: Tally,
     writers: usize,
     /// Set by the shutdown, and dropped with the last connection.
-    closed: Option<Sender<Infallible>>,
+    closed: Option<crossbeam_channel::Sender<Infallible>>,
     shutting_down: bool,
 }
 
@@ -552,7 +553,7 @@ impl Hub {
         }
     }
 
-    fn shut_down(&mut self, closed: Sender<Infallible>) {
+    fn shut_down(&mut self, closed: crossbeam_channel::Sender<Infallible>) {
         self.shutting_down = true;
         if !self.connections.places.is_empty() {
             self.closed = Some(closed);

@@ -64,6 +64,7 @@ pub mod close;
 
 pub mod models;
 
+pub mod channel;
 pub mod clock;
 pub mod config;
 pub mod logging;

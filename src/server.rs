@@ -16,6 +16,7 @@ use crate::auth::{Verifier, VerifierError};
 use crate::authorization::Authorizer;
 use crate::bridge::{Outgoing, PubSub, RedisPubSub};
 use crate::ceilings::{Ceilings, SystemLimits, TooFew};
+use crate::channel;
 use crate::config::{AllowedOrigins, Config, Environment, HUB_QUEUE, RoomPolicy};
 use crate::gate::{Gate, GateConfig, OnUpgrade};
 use crate::handshake::Handshake;
@@ -113,7 +114,7 @@ impl Server {
             None => None,
         };
 
-        let (events, queue) = bounded(HUB_QUEUE);
+        let (events, queue) = channel::bounded(HUB_QUEUE);
         let hub = HubHandle::new(events);
         let outlets = Outlets {
             publish: publish_to(bridge.clone()),

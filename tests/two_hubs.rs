@@ -13,9 +13,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use realtime_service::auth::Identity;
 use realtime_service::bridge::{DropReason, MemoryBroker, MemoryPubSub, Outgoing, PubSub};
+use realtime_service::channel;
 use realtime_service::config::Config;
 use realtime_service::hub::socket::{Activity, Socket};
 use realtime_service::hub::{
@@ -59,7 +60,7 @@ struct Instance {
     bridge: Arc<MemoryPubSub>,
     threads: Threads,
     /// The hub and its channel, while it does not run.
-    asleep: Option<(Hub, Receiver<Event>)>,
+    asleep: Option<(Hub, channel::Receiver<Event>)>,
 }
 
 impl Instance {
@@ -73,7 +74,7 @@ impl Instance {
     fn asleep(broker: &MemoryBroker, events: usize) -> Self {
         let threads = Threads::default();
         let bridge = Arc::new(broker.connect(threads.clone()));
-        let (events, queue) = bounded(events);
+        let (events, queue) = channel::bounded(events);
         let hub = HubHandle::new(events);
         let publisher = Arc::clone(&bridge);
         let outlets = Outlets {

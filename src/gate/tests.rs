@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::*;
 use crate::auth::Identity;
 use crate::authorization::Authorizer;
+use crate::channel;
 use crate::config::{KIB, MIB, RoomPolicy};
 use crate::hub::{Census, Event, HubHandle};
 use crate::metrics::{Counters, Metrics};
@@ -53,8 +54,8 @@ fn verify(token: &str) -> Result<Identity, String> {
     }
 }
 
-fn count_seven(events: &Receiver<Event>) {
-    for event in events {
+fn count_seven(events: &channel::Receiver<Event>) {
+    while let Ok(event) = events.recv() {
         match event {
             Event::Notify(deliveries, reply) => {
                 let _ = reply.send(vec![7; deliveries.len()]);
@@ -76,10 +77,10 @@ impl Rig {
     fn with(
         config: GateConfig,
         api_auth: bool,
-        hub: impl FnOnce(&Receiver<Event>) + Send + 'static,
+        hub: impl FnOnce(&channel::Receiver<Event>) + Send + 'static,
     ) -> Self {
         let threads = Threads::default();
-        let (events, received) = bounded(16);
+        let (events, received) = channel::bounded(16);
         threads.spawn("hub", move || hub(&received)).unwrap();
         let hub = HubHandle::new(events);
         let counters = Counters::default();

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::{Sender, bounded};
 use slotmap::new_key_type;
 
 use super::socket::Socket;
 use super::tally::Tally;
 use crate::auth::Identity;
+use crate::channel::{Sender, bounded};
 use crate::close::Close;
 use crate::protocol::{ErrorCode, MessageId, Room};
 
@@ -121,7 +121,7 @@ pub enum Event {
     Tally(Sender<Tally>),
     /// Close everything: no new place, Close 1001 behind what is queued. The sender is dropped when
     /// the last connection has ended.
-    Shutdown(Sender<Infallible>),
+    Shutdown(crossbeam_channel::Sender<Infallible>),
     /// End the hub's loop; everyone else has ended.
     Stop,
 }

@@ -8,11 +8,12 @@ use std::net::Shutdown;
 use std::sync::Mutex;
 use std::time::UNIX_EPOCH;
 
-use crossbeam_channel::{bounded, unbounded};
+use crossbeam_channel::{Receiver, bounded, unbounded};
 use proptest::prelude::*;
 
 use super::socket::Activity;
 use super::*;
+use crate::channel;
 use crate::protocol::{frame_payload, text_frame};
 
 /// A peer that takes `room` bytes, then pushes back.
@@ -147,7 +148,7 @@ impl Bench {
     }
 
     fn reserve(&mut self, user: &str, role: &str) -> Result<ConnectionKey, Refusal> {
-        let (reply, answer) = bounded(1);
+        let (reply, answer) = channel::bounded(1);
         self.hub.handle(Event::Reserve { identity: identity(user, role), number: 1, reply });
         answer.recv().unwrap()
     }
@@ -177,7 +178,7 @@ impl Bench {
     }
 
     fn notify(&mut self, target: Target, text: &str) -> usize {
-        let (reply, counts) = bounded(1);
+        let (reply, counts) = channel::bounded(1);
         self.hub.handle(Event::Notify(vec![Delivery { target, frame: text_frame(text) }], reply));
         self.hub.flush();
         counts.recv().unwrap()[0]
@@ -189,7 +190,7 @@ impl Bench {
     }
 
     fn census(&mut self) -> Census {
-        let (reply, census) = bounded(1);
+        let (reply, census) = channel::bounded(1);
         self.hub.handle(Event::Census(reply));
         census.recv().unwrap()
     }

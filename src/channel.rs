@@ -1,0 +1,219 @@
+//! A crossbeam channel whose one receiver parks as soon as nothing waits for it.
+//!
+//! crossbeam's own `recv` yields the processor several times before it parks. On a loaded machine Linux
+//! (EEVDF, since 6.6) puts a thread that yields behind a whole slice of every other, so a hub that had
+//! gone to sleep came back milliseconds late, and paid for the calls. Parking at once costs one wake.
+
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
+use std::time::Instant;
+
+use crossbeam_channel::{RecvTimeoutError, SendError, TryRecvError, TrySendError};
+
+/// A channel that holds `capacity` messages.
+pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
+    let (sender, messages) = crossbeam_channel::bounded(capacity);
+    let sleeper = Arc::new(Sleeper::default());
+    (
+        Sender { messages: sender, waker: Waker(Arc::clone(&sleeper)) },
+        Receiver { messages, sleeper },
+    )
+}
+
+/// The sending half; clones share the channel.
+pub struct Sender<T> {
+    messages: crossbeam_channel::Sender<T>,
+    /// Dropped after the sender, so that a receiver that it wakes sees the end of the channel.
+    waker: Waker,
+}
+
+/// The receiving half. It stays on the thread that first waits with it.
+pub struct Receiver<T> {
+    messages: crossbeam_channel::Receiver<T>,
+    sleeper: Arc<Sleeper>,
+}
+
+#[derive(Default)]
+struct Sleeper {
+    asleep: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+struct Waker(Arc<Sleeper>);
+
+impl Waker {
+    /// Called behind a send. Of the fence here and that in [`Receiver::sleep`] one comes first: either
+    /// the receiver sees the message, or this sees that it sleeps.
+    fn wake(&self) {
+        fence(Ordering::SeqCst);
+        let Self(sleeper) = self;
+        if sleeper.asleep.load(Ordering::Relaxed)
+            && sleeper.asleep.swap(false, Ordering::AcqRel)
+            && let Some(thread) = sleeper.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+}
+
+impl Drop for Waker {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Self { messages: self.messages.clone(), waker: Waker(Arc::clone(&self.waker.0)) }
+    }
+}
+
+impl<T> Sender<T> {
+    /// Sends, waiting while the channel is full.
+    ///
+    /// # Errors
+    /// When the receiver is gone.
+    pub fn send(&self, message: T) -> Result<(), SendError<T>> {
+        self.messages.send(message)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Sends without waiting.
+    ///
+    /// # Errors
+    /// When the channel is full or the receiver is gone.
+    pub fn try_send(&self, message: T) -> Result<(), TrySendError<T>> {
+        self.messages.try_send(message)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Messages that wait.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Whether no message waits.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+}
+
+impl<T> Receiver<T> {
+    /// Waits for a message.
+    ///
+    /// # Errors
+    /// When all senders are gone and nothing is left.
+    pub fn recv(&self) -> Result<T, crossbeam_channel::RecvError> {
+        self.wait(None).map_err(|_| crossbeam_channel::RecvError)
+    }
+
+    /// Waits for a message until `deadline`.
+    ///
+    /// # Errors
+    /// At the deadline, or when all senders are gone and nothing is left.
+    pub fn recv_deadline(&self, deadline: Instant) -> Result<T, RecvTimeoutError> {
+        self.wait(Some(deadline))
+    }
+
+    /// Takes what waits, without waiting for more.
+    pub fn try_iter(&self) -> impl Iterator<Item = T> {
+        self.messages.try_iter()
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> Result<T, RecvTimeoutError> {
+        loop {
+            match self.messages.try_recv() {
+                Ok(message) => return Ok(message),
+                Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+                Err(TryRecvError::Empty) => {}
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(RecvTimeoutError::Timeout);
+            }
+            if let Some(message) = self.sleep(deadline) {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// Parks until a sender wakes it, unless a message came at the last moment. Without a reason it may
+    /// return early, as parking may.
+    fn sleep(&self, deadline: Option<Instant>) -> Option<T> {
+        let Sleeper { asleep, thread } = &*self.sleeper;
+        thread.get_or_init(thread::current);
+        asleep.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
+        let message = match self.messages.try_recv() {
+            Err(TryRecvError::Empty) => {
+                match deadline {
+                    None => thread::park(),
+                    Some(deadline) => {
+                        thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+                    }
+                }
+                None
+            }
+            Err(TryRecvError::Disconnected) => None,
+            Ok(message) => Some(message),
+        };
+        asleep.store(false, Ordering::Relaxed);
+        message
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn no_message_and_no_wake_is_lost() {
+        let (ping, pings) = bounded(8);
+        let (pong, pongs) = bounded(8);
+        let echo = thread::spawn(move || {
+            while let Ok(number) = pings.recv() {
+                pong.send(number).unwrap();
+            }
+        });
+        let far = Instant::now() + Duration::from_secs(60);
+        for number in 0..50_000_u32 {
+            ping.send(number).unwrap();
+            assert_eq!(pongs.recv_deadline(far), Ok(number));
+        }
+        drop(ping);
+        echo.join().unwrap();
+        assert_eq!(pongs.recv_deadline(far), Err(RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn many_senders_wake_one_receiver() {
+        let (sender, receiver) = bounded(4);
+        let senders: Vec<_> = (0..8)
+            .map(|_| {
+                let sender = sender.clone();
+                thread::spawn(move || (0..5_000).for_each(|_| sender.send(1_u64).unwrap()))
+            })
+            .collect();
+        drop(sender);
+        let mut sum = 0;
+        while let Ok(one) = receiver.recv() {
+            sum += one;
+        }
+        assert_eq!(sum, 40_000);
+        senders.into_iter().for_each(|sender| sender.join().unwrap());
+    }
+
+    #[test]
+    fn a_deadline_ends_the_wait() {
+        let (sender, receiver) = bounded::<()>(1);
+        let soon = Instant::now() + Duration::from_millis(5);
+        assert_eq!(receiver.recv_deadline(soon), Err(RecvTimeoutError::Timeout));
+        sender.try_send(()).unwrap();
+        assert!(sender.try_send(()).is_err());
+        assert_eq!(receiver.recv(), Ok(()));
+    }
+}
