@@ -37,8 +37,13 @@ struct Peer {
 impl Socket for Peer {
     fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         for slice in slices {
-            let payload = frame_payload(&slice.to_vec().into());
-            let _ = self.frames.send(String::from_utf8(payload.to_vec()).unwrap());
+            // One slice may hold several frames end to end, all of them short.
+            let mut rest = &slice[..];
+            while let [_, length, ..] = rest {
+                let (frame, behind) = rest.split_at(2 + usize::from(*length));
+                let _ = self.frames.send(String::from_utf8(frame[2..].to_vec()).unwrap());
+                rest = behind;
+            }
         }
         Ok(slices.iter().map(|slice| slice.len()).sum())
     }
