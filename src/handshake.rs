@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use log::info;
 use tungstenite::handshake::derive_accept_key;
 
@@ -14,7 +15,7 @@ use crate::auth::{Identity, TokenError, Verifier, bearer};
 use crate::authorization::Authorizer;
 use crate::config::AllowedOrigins;
 use crate::gate::head::Version;
-use crate::gate::response::{refuse, write_within};
+use crate::gate::response::refuse;
 use crate::gate::{Answer, Head, Upgrade};
 use crate::hub::socket::TcpSocket;
 use crate::hub::{ConnectionKey, Event, HubHandle, Refusal};
@@ -38,7 +39,7 @@ pub struct Handshake {
     pub counters: Counters,
     /// For the readers.
     pub limits: ReaderLimits,
-    /// For the answer to be written.
+    /// For a refusal to be written.
     pub write_timeout: Duration,
     /// Tells connections of different instances apart: the first part of their ids.
     pub instance: String,
@@ -110,7 +111,7 @@ impl Handshake {
         Ok(Place { key, hub: self.hub.clone(), is_registered: false })
     }
 
-    /// Writes the 101 and makes the connection live.
+    /// Makes the connection live; the hub writes the 101.
     fn switch(&self, stream: TcpStream, admission: Admission) -> Option<Reader> {
         let Admission { accept, subprotocol, identity, place, number, peer } = admission;
         let subprotocol = if subprotocol { "Sec-WebSocket-Protocol: bearer\r\n" } else { "" };
@@ -118,13 +119,12 @@ impl Handshake {
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {accept}\r\n{subprotocol}\r\n"
         );
-        write_within(&stream, answer.as_bytes(), self.write_timeout).ok()?;
         // The hub keeps the clocks: readers and writers wait as long as it lets them.
         stream.set_read_timeout(None).ok()?;
         stream.set_write_timeout(None).ok()?;
         let socket = Arc::new(TcpSocket::new(stream));
         info!(conn = number, user = identity.user_id, role = identity.role, peer:%; "connected");
-        let key = place.register(&socket)?;
+        let key = place.register(&socket, answer.into())?;
         Some(Reader {
             key,
             number,
@@ -155,9 +155,9 @@ struct Place {
 }
 
 impl Place {
-    fn register(mut self, socket: &Arc<TcpSocket>) -> Option<ConnectionKey> {
+    fn register(mut self, socket: &Arc<TcpSocket>, answer: Bytes) -> Option<ConnectionKey> {
         let socket = Arc::<TcpSocket>::clone(socket);
-        self.hub.send(Event::Register { key: self.key, socket }).ok()?;
+        self.hub.send(Event::Register { key: self.key, socket, answer }).ok()?;
         self.is_registered = true;
         Some(self.key)
     }

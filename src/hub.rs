@@ -235,7 +235,7 @@ impl Hub {
             Event::Reserve { identity, number, reply } => {
                 answer(&reply, self.reserve(identity, number));
             }
-            Event::Register { key, socket } => self.register(key, socket),
+            Event::Register { key, socket, answer } => self.register(key, socket, answer),
             Event::Release(key) => self.free(key),
             Event::Join(key, room, id) => self.join(key, &room, id.as_ref()),
             Event::Leave(key, room, id) => self.leave(key, &room, id.as_ref()),
@@ -331,14 +331,20 @@ impl Hub {
         }))
     }
 
-    fn register(&mut self, key: ConnectionKey, socket: Arc<dyn Socket>) {
+    fn register(&mut self, key: ConnectionKey, socket: Arc<dyn Socket>, answer: Bytes) {
+        let answer = (!answer.is_empty()).then(|| self.connections.batch.add(answer));
         let Some(connection) = self.connections.places.get_mut(key) else {
             return;
         };
+        let is_admin = connection.identity.is_admin();
         connection.socket = Some(socket);
         connection.phase = Phase::Open;
+        if let Some(answer) = answer {
+            connection.outbox.append(answer);
+            self.connections.touch(key);
+        }
         self.tally.connects += 1;
-        if connection.identity.is_admin() {
+        if is_admin {
             self.enter(key, &Room::admins());
         }
         if self.shutting_down {

@@ -13,6 +13,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use realtime_service::auth::Identity;
 use realtime_service::bridge::{DropReason, MemoryBroker, MemoryPubSub, Outgoing, PubSub};
@@ -117,7 +118,7 @@ impl Instance {
         let key = self.hub.ask(reserve).unwrap().unwrap();
         let (frames, received) = unbounded();
         let socket = Arc::new(Peer { frames, activity: Activity::default() });
-        self.hub.send(Event::Register { key, socket }).unwrap();
+        self.hub.send(Event::Register { key, socket, answer: Bytes::new() }).unwrap();
         Member { hub: self.hub.clone(), key, received }
     }
 

@@ -77,14 +77,17 @@ pub enum Event {
         /// Where the answer goes.
         reply: Sender<Result<ConnectionKey, Refusal>>,
     },
-    /// The 101 is written: the connection is live.
+    /// The handshake has succeeded: the connection is live.
     Register {
         /// The reserved place.
         key: ConnectionKey,
         /// The socket to write to.
         socket: Arc<dyn Socket>,
+        /// The 101, which the hub writes too: a thread that has sent once keeps 32 KiB of the kernel's
+        /// memory to its end (`task_frag`), and a connection's thread so never sends. Empty for none.
+        answer: Bytes,
     },
-    /// The 101 could not be written: the place is free again.
+    /// The handshake came to nothing: the place is free again.
     Release(ConnectionKey),
     /// An authorised join.
     Join(ConnectionKey, Room, Option<MessageId>),

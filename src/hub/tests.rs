@@ -161,7 +161,7 @@ impl Bench {
         activity.last_byte.set(Moment::from_millis(0));
         let peer = Arc::new(Peer { activity, state: Mutex::new(state) });
         let socket: Arc<dyn Socket> = Arc::<Peer>::clone(&peer);
-        self.hub.handle(Event::Register { key, socket });
+        self.hub.handle(Event::Register { key, socket, answer: Bytes::new() });
         Client { key, peer }
     }
 
@@ -447,9 +447,10 @@ fn a_connection_that_registers_during_the_shutdown_is_closed() {
     bench.hub.handle(Event::Shutdown(bounded(0).0));
     let state = PeerState { room: 100, taken: Vec::new(), write_shut: false, cut: false };
     let peer = Arc::new(Peer { activity: Activity::default(), state: Mutex::new(state) });
-    bench.hub.handle(Event::Register { key, socket: Arc::<Peer>::clone(&peer) as _ });
+    let (socket, answer) = (Arc::<Peer>::clone(&peer) as _, text_frame("101"));
+    bench.hub.handle(Event::Register { key, socket, answer });
     bench.hub.flush();
-    assert_eq!(peer.taken(), ["close 1001"]);
+    assert_eq!(peer.taken(), ["101", "close 1001"]);
 }
 
 #[test]
