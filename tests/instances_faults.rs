@@ -19,8 +19,11 @@ const RESUMED: Duration = Duration::from_secs(5);
 /// Far more than a local delivery takes on a loaded machine, and less than any timeout towards Redis.
 const PROMPT: Duration = Duration::from_millis(700);
 
+/// Tests send as fast as they can, and are not pinged however slow the machine is.
+const UNDISTURBED: [(&str, &str); 2] = [("RATE_LIMIT", "0"), ("PING_INTERVAL", "1h")];
+
 fn on(redis: &Redis) -> Service {
-    Service::on(redis, &[("RATE_LIMIT", "0")])
+    Service::on(redis, &UNDISTURBED)
 }
 
 /// Notifies everyone; the answer says that the hub has taken it over.
@@ -75,13 +78,21 @@ fn told(service: &Service) -> Vec<&'static str> {
         .collect()
 }
 
+/// One line per change, and these in the end. There may be more before: on a machine where an answer of
+/// Redis takes over a second, Redis counts as hung.
+fn assert_told_in_turn(service: &Service, last: &[&str]) {
+    let told = told(service);
+    assert!(told.ends_with(last), "{told:?}");
+    assert!(told.windows(2).all(|two| two[0] != two[1]), "{told:?}");
+}
+
 #[test]
 fn redis_is_absent_comes_dies_and_returns() {
     let mut redis = Redis::start();
     redis.kill();
     let addr = redis.addr();
     let services: [Service; 2] = std::array::from_fn(|_| {
-        Service::with(&[("REDIS_ADDR", addr.as_str()), ("RATE_LIMIT", "0")])
+        Service::with(&[UNDISTURBED.as_slice(), &[("REDIS_ADDR", addr.as_str())]].concat())
     });
     let [a, b] = &services;
     let (mut here, mut there) = (a.live("1", ""), b.live("2", ""));
@@ -113,7 +124,7 @@ fn redis_is_absent_comes_dies_and_returns() {
     resumes(a, &mut there, Instant::now());
     for service in &services {
         service.wait_for_redis("connected");
-        assert_eq!(told(service), ["disconnected", "connected", "disconnected", "connected"]);
+        assert_told_in_turn(service, &["disconnected", "connected", "disconnected", "connected"]);
     }
 }
 
@@ -163,7 +174,7 @@ fn a_hung_redis_costs_neither_time_nor_memory() {
     resumes(&a, &mut there, Instant::now());
     for service in [&a, &b] {
         service.wait_for_redis("connected");
-        assert_eq!(told(service), ["connected", "disconnected", "connected"]);
+        assert_told_in_turn(service, &["connected", "disconnected", "connected"]);
     }
 }
 
@@ -225,7 +236,7 @@ fn without_the_right_to_subscribe_it_is_not_connected_until_it_has_it() {
     acl(&["on", "nopass", "~*", "&*", "+@all", "-psubscribe"]);
     let a = on(&redis);
     let url = format!("redis://bob:x@{}", redis.addr());
-    let b = Service::with(&[("REDIS_ADDR", url.as_str()), ("RATE_LIMIT", "0")]);
+    let b = Service::with(&[UNDISTURBED.as_slice(), &[("REDIS_ADDR", url.as_str())]].concat());
     let mut there = b.live("2", "");
     let line = b.log_line("redis is disconnected");
     assert!(line.contains("PSUBSCRIBE refused"), "{line}");
@@ -233,7 +244,7 @@ fn without_the_right_to_subscribe_it_is_not_connected_until_it_has_it() {
     acl(&["+psubscribe"]);
     resumes(&a, &mut there, Instant::now());
     b.wait_for_redis("connected");
-    assert_eq!(told(&b), ["disconnected", "connected"]);
+    assert_told_in_turn(&b, &["disconnected", "connected"]);
 }
 
 #[test]
