@@ -28,7 +28,7 @@ fn instances<const N: usize>(redis: &Redis) -> [Service; N] {
 fn seller(service: &Service, user: &str, seller_id: Value) -> Client {
     let claims =
         json!({"sub": user, "role": "seller", "seller_id": seller_id, "exp": unix_now() + 3600});
-    Client::connect(service.addr(), &token_with(claims)).settled()
+    Client::connect(service.addr(), &token_with(claims))
 }
 
 /// Notifies everyone at each instance, and checks that this is the next that each client gets: what was
@@ -46,8 +46,8 @@ fn assert_nothing_else(services: &[&Service], clients: &mut [&mut Client]) {
 fn users_rooms_and_everyone_are_reached_at_both() {
     let redis = Redis::start();
     let [a, b] = instances(&redis);
-    let (mut alice_a, mut alice_b) = (a.live("alice", ""), b.live("alice", ""));
-    let (mut bob, mut admin) = (b.live("bob", "seller"), b.live("ops", "admin"));
+    let (mut alice_a, mut alice_b) = (a.client("alice", ""), b.client("alice", ""));
+    let (mut bob, mut admin) = (b.client("bob", "seller"), b.client("ops", "admin"));
     bob.join("seller-5");
     let notify = |service: &Service, notification: Value, delivered: usize| {
         let answer = service.notify(&notification);
@@ -84,7 +84,7 @@ fn users_rooms_and_everyone_are_reached_at_both() {
 fn a_batch_arrives_whole_and_in_order_and_its_counts_are_local() {
     let redis = Redis::start();
     let [a, b] = instances(&redis);
-    let (mut here, mut there) = (a.live("u", ""), b.live("u", ""));
+    let (mut here, mut there) = (a.client("u", ""), b.client("u", ""));
     for client in [&mut here, &mut there] {
         client.join("r");
     }
@@ -112,7 +112,7 @@ fn a_batch_arrives_whole_and_in_order_and_its_counts_are_local() {
 fn a_client_s_broadcast_is_the_same_bytes_at_both() {
     let redis = Redis::start();
     let [a, b] = instances(&redis);
-    let (mut here, mut there) = (a.live("1", ""), b.live("2", ""));
+    let (mut here, mut there) = (a.client("1", ""), b.client("2", ""));
     for client in [&mut here, &mut there] {
         client.join("lobby");
     }
@@ -141,7 +141,7 @@ fn a_message_of_the_largest_size_passes() {
     let redis = Redis::start();
     let [a, b]: [_; 2] =
         std::array::from_fn(|_| Service::on(&redis, &[("MAX_MESSAGE_SIZE", "64KiB")]));
-    let (mut here, mut there) = (a.live("1", ""), b.live("2", ""));
+    let (mut here, mut there) = (a.client("1", ""), b.client("2", ""));
     for client in [&mut here, &mut there] {
         client.join("lobby");
     }
@@ -159,7 +159,7 @@ fn a_message_of_the_largest_size_passes() {
 fn three_instances_get_each_publisher_s_messages_once_and_in_order() {
     let redis = Redis::start();
     let services: [Service; 3] = instances(&redis);
-    let mut members: Vec<_> = services.iter().map(|service| service.live("m", "")).collect();
+    let mut members: Vec<_> = services.iter().map(|service| service.client("m", "")).collect();
     for member in &mut members {
         member.join("lobby");
     }
@@ -191,8 +191,8 @@ fn three_instances_get_each_publisher_s_messages_once_and_in_order() {
 fn plain_json_of_other_systems_is_delivered_as_it_is() {
     let redis = Redis::start();
     let [a, b] = instances(&redis);
-    let (mut here, mut there) = (a.live("7", ""), b.live("7", ""));
-    let mut other = b.live("8", "");
+    let (mut here, mut there) = (a.client("7", ""), b.client("7", ""));
+    let mut other = b.client("8", "");
     for client in [&mut here, &mut there] {
         client.join("order-7");
     }
@@ -222,12 +222,12 @@ fn plain_json_of_other_systems_is_delivered_as_it_is() {
 fn statistics_reach_admins_and_the_seller_they_are_of() {
     let redis = Redis::start();
     let [a, b] = instances(&redis);
-    let mut admins = [a.live("ops", "admin"), b.live("ops2", "ADMIN")];
+    let mut admins = [a.client("ops", "admin"), b.client("ops2", "ADMIN")];
     let mut fives = [seller(&a, "s", json!("5")), seller(&b, "s2", json!(5))];
     let mut six = seller(&b, "s6", json!("6"));
     // It has the seller id, and is no seller.
     let claims = json!({"sub": "c", "role": "client", "seller_id": "5", "exp": unix_now() + 3600});
-    let mut no_seller = Client::connect(a.addr(), &token_with(claims)).settled();
+    let mut no_seller = Client::connect(a.addr(), &token_with(claims));
     let for_admins = r#"{"type":"ADMIN_STATS_UPDATED","data":{"sales": 1.0}}"#;
     let for_five = r#"{"type":"SELLER_STATS_UPDATED","seller_id":"5","data":{}}"#;
     let for_five_too = r#"{"seller_id": 5, "type":"SELLER_STATS_UPDATED"}"#;
@@ -249,7 +249,7 @@ fn statistics_reach_admins_and_the_seller_they_are_of() {
 fn junk_on_redis_harms_nothing_and_is_logged_at_most_once_a_second() {
     let redis = Redis::start();
     let [a] = instances(&redis);
-    let mut client = a.live("7", "");
+    let mut client = a.client("7", "");
     client.join("lobby");
     let over = format!(r#"{{"x":"{}"}}"#, "x".repeat(65_536));
     let junk: [(&str, &[u8]); 9] = [
@@ -283,7 +283,7 @@ fn junk_on_redis_harms_nothing_and_is_logged_at_most_once_a_second() {
 fn a_message_that_comes_twice_is_delivered_once() {
     let redis = Redis::start();
     let [a, b] = instances(&redis);
-    let mut there = b.live("2", "");
+    let mut there = b.client("2", "");
     there.join("lobby");
     let mut tap = redis.connection();
     let mut tap = tap.as_pubsub();
@@ -312,7 +312,7 @@ fn deployments_with_other_prefixes_do_not_hear_each_other() {
         .iter()
         .map(|prefix| std::array::from_fn(|_| Service::on(&redis, &[("REDIS_PREFIX", prefix)])))
         .collect();
-    let mut clients: Vec<_> = groups.iter().map(|[_, b]| b.live("1", "")).collect();
+    let mut clients: Vec<_> = groups.iter().map(|[_, b]| b.client("1", "")).collect();
     for client in &mut clients {
         client.join("lobby");
     }
@@ -386,7 +386,7 @@ impl Crowd {
     fn join(service: &Service, local: usize, members: usize, reading: Reading) -> Self {
         let mut clients: Vec<_> = (0..members)
             .map(|n| {
-                let mut client = service.live(&format!("{local}-{n}"), "");
+                let mut client = service.client(&format!("{local}-{n}"), "");
                 client.join("crowd");
                 client
             })
@@ -457,7 +457,7 @@ struct Publisher {
 
 impl Publisher {
     fn new(service: &Service, id: usize) -> Self {
-        Self { client: service.live(&format!("publisher-{id}"), "admin"), id, sent: 0 }
+        Self { client: service.client(&format!("publisher-{id}"), "admin"), id, sent: 0 }
     }
 
     fn publish(&mut self) {
@@ -621,7 +621,7 @@ fn crowds_lose_nothing_of_their_own_instance_while_redis_dies_and_returns() {
 
 /// One of the clients that note when a message came.
 fn clock(service: &Service) -> JoinHandle<Vec<Instant>> {
-    let mut client = service.live("clock", "");
+    let mut client = service.client("clock", "");
     client.join("crowd");
     std::thread::spawn(move || {
         let mut arrivals = Vec::new();

@@ -95,7 +95,7 @@ fn redis_is_absent_comes_dies_and_returns() {
         Service::with(&[UNDISTURBED.as_slice(), &[("REDIS_ADDR", addr.as_str())]].concat())
     });
     let [a, b] = &services;
-    let (mut here, mut there) = (a.live("1", ""), b.live("2", ""));
+    let (mut here, mut there) = (a.client("1", ""), b.client("2", ""));
     here.join("lobby");
     for service in &services {
         service.log_line("redis is disconnected");
@@ -136,7 +136,7 @@ fn event(client: &mut Client) -> String {
 fn a_hung_redis_costs_neither_time_nor_memory() {
     let redis = Redis::start();
     let (a, b) = (on(&redis), on(&redis));
-    let (mut here, mut there) = (a.live("1", ""), b.live("2", ""));
+    let (mut here, mut there) = (a.client("1", ""), b.client("2", ""));
     here.join("lobby");
     assert_local_delivery(&mut here, json!("before"));
     // One round first, so that what stays allocated is so already.
@@ -182,7 +182,7 @@ fn a_hung_redis_costs_neither_time_nor_memory() {
 fn a_hung_redis_does_not_hold_up_the_shutdown() {
     let redis = Redis::start();
     let a = on(&redis);
-    let mut client = a.live("1", "");
+    let mut client = a.client("1", "");
     signal(redis.pid(), "STOP");
     for _ in 0..10 {
         notify(&a, "e");
@@ -213,7 +213,7 @@ fn a_wrong_password_is_told_without_the_password() {
         assert!(line.contains("authentication failed"), "{line}");
         assert!(line.contains(&addr), "{line}");
         assert_eq!(service.redis_state(), "disconnected");
-        let mut client = service.live("1", "");
+        let mut client = service.client("1", "");
         client.join("lobby");
         assert_local_delivery(&mut client, json!("alone"));
         let (status, lines) = service.stop();
@@ -237,7 +237,7 @@ fn without_the_right_to_subscribe_it_is_not_connected_until_it_has_it() {
     let a = on(&redis);
     let url = format!("redis://bob:x@{}", redis.addr());
     let b = Service::with(&[UNDISTURBED.as_slice(), &[("REDIS_ADDR", url.as_str())]].concat());
-    let mut there = b.live("2", "");
+    let mut there = b.client("2", "");
     let line = b.log_line("redis is disconnected");
     assert!(line.contains("PSUBSCRIBE refused"), "{line}");
     assert_eq!(b.redis_state(), "disconnected");
@@ -251,7 +251,7 @@ fn without_the_right_to_subscribe_it_is_not_connected_until_it_has_it() {
 fn connections_that_redis_kills_are_made_anew() {
     let redis = Redis::start();
     let (a, b) = (on(&redis), on(&redis));
-    let (mut here, mut there) = (a.live("1", ""), b.live("2", ""));
+    let (mut here, mut there) = (a.client("1", ""), b.client("2", ""));
     for kind in ["pubsub", "normal", "pubsub"] {
         redis::cmd("CLIENT")
             .arg(&["KILL", "TYPE", kind, "SKIPME", "yes"])
@@ -272,7 +272,7 @@ fn connections_that_redis_kills_are_made_anew() {
 fn a_killed_instance_is_replaced_and_the_other_s_clients_go_on() {
     let redis = Redis::start();
     let (a, b) = (on(&redis), on(&redis));
-    let (mut lost, mut stays) = (a.live("1", ""), b.live("2", ""));
+    let (mut lost, mut stays) = (a.client("1", ""), b.client("2", ""));
     // So that the new one's numbers are below those that were seen of the old one.
     for n in 0..50 {
         notify(&a, &format!("old-{n}"));
@@ -283,7 +283,7 @@ fn a_killed_instance_is_replaced_and_the_other_s_clients_go_on() {
     a.signal("KILL");
     drop(a.wait());
     until("the end", || lost.next() == Frame::End);
-    let mut local = b.live("3", "");
+    let mut local = b.client("3", "");
     for client in [&mut stays, &mut local] {
         client.join("lobby");
     }
@@ -291,7 +291,7 @@ fn a_killed_instance_is_replaced_and_the_other_s_clients_go_on() {
     assert_eq!(local.json()["body"], "alone");
 
     let c = on(&redis);
-    let mut new = c.live("1", "");
+    let mut new = c.client("1", "");
     notify(&c, "new");
     for client in [&mut stays, &mut local, &mut new] {
         assert_eq!(event(client), "new");
@@ -308,8 +308,8 @@ fn a_rolling_restart_loses_nothing_of_what_the_others_clients_are_sent() {
     let mut services = [on(&redis), on(&redis)];
     for round in 0..4 {
         let (leaving, staying) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
-        let mut leaves = services[leaving].live("1", "");
-        let mut stays = services[staying].live("2", "");
+        let mut leaves = services[leaving].client("1", "");
+        let mut stays = services[staying].client("2", "");
         let at = |n: usize, from: &str| format!("{from}-{round}-{n}");
         for n in 0..200 {
             notify(&services[leaving], &at(n, "last"));
@@ -339,7 +339,7 @@ fn a_rolling_restart_loses_nothing_of_what_the_others_clients_are_sent() {
         let old = std::mem::replace(&mut services[leaving], on(&redis));
         let (status, lines) = old.wait();
         assert!(status.success(), "{status}: {lines:#?}");
-        let mut back = services[leaving].live("1", "");
+        let mut back = services[leaving].client("1", "");
         notify(&services[leaving], "back");
         notify(&services[staying], "welcome");
         for client in [&mut back, &mut stays] {

@@ -148,11 +148,6 @@ impl Service {
         Client::connect(self.addr, &token(user, role))
     }
 
-    /// [`Service::client`], once the hub has it.
-    pub fn live(&self, user: &str, role: &str) -> Client {
-        self.client(user, role).settled()
-    }
-
     /// One request on a connection of its own.
     pub fn http(&self, method: &str, path: &str, token: Option<&str>, body: &str) -> Response {
         let authorization =
@@ -569,13 +564,6 @@ impl Client {
     /// Broadcasts without an id, which is not answered.
     pub fn broadcast(&mut self, room: &str, body: &Value) {
         self.send_json(&json!({"type": "broadcast", "payload": {"room": room, "body": body}}));
-    }
-
-    /// The same client, once the hub has it: the 101 is written before that, so what is sent to its
-    /// user or to everyone right after the 101 may miss it.
-    pub fn settled(mut self) -> Self {
-        self.assert_quiet();
-        self
     }
 
     /// Proves that nothing else is on its way: what was sent before has been handled, and its answers
