@@ -58,22 +58,14 @@ fn roles_and_ids_stay_in_their_place_in_a_line() {
 
 #[test]
 fn json_lines_stay_json() {
-    // The harness finds the address in a line of text, which there is none of here.
-    let mut command = Service::command(&[("LOG_FORMAT", "json"), ("LOG_LEVEL", "debug")]);
-    let port = support::free_port().to_string();
-    command.env("PORT", &port).stdout(std::process::Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let addr = format!("127.0.0.1:{port}").parse().unwrap();
-    until("it listens", || std::net::TcpStream::connect(addr).is_ok());
+    let service = Service::with(&[("LOG_FORMAT", "json"), ("LOG_LEVEL", "debug")]);
     for hostile in HOSTILE {
         let claims = json!({"sub": "1", "role": hostile, "exp": unix_now() + 60});
-        drop(Client::connect(addr, &token_with(claims)));
+        drop(Client::connect(service.addr(), &token_with(claims)));
     }
-    support::signal(child.id(), "TERM");
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut text).unwrap();
-    child.wait().unwrap();
-    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (_, lines) = service.stop();
+    let text = lines.join("\n");
+    let lines: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     for hostile in HOSTILE {
         let role = hostile.to_ascii_lowercase();
         let shows = |line: &Value| line["msg"] == "connected" && line["role"] == role.as_str();

@@ -113,8 +113,7 @@ impl Service {
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut service = Self { child, addr, lines, printer: Some(printer) };
         let line = service.log_line("listening");
-        let addr = line.split("addr=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
-        service.addr = addr.trim_matches('"').parse().unwrap();
+        service.addr = listening_at(&line);
         service
     }
 
@@ -303,6 +302,15 @@ impl Drop for Service {
             eprintln!("the service's last lines:\n{}", lines[last..].join("\n"));
         }
     }
+}
+
+/// The address in the line that tells it, plain or JSON.
+fn listening_at(line: &str) -> SocketAddr {
+    if let Ok(Value::Object(members)) = serde_json::from_str(line) {
+        return members["addr"].as_str().unwrap().parse().unwrap();
+    }
+    let addr = line.split("addr=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    addr.trim_matches('"').parse().unwrap()
 }
 
 /// Sends a signal by name to a process of the test.
