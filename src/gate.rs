@@ -22,8 +22,8 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-pub use forward::PEER_HEADER;
 pub(crate) use forward::PrivateSocket;
+pub use forward::{CONNECTION_HEADER, PEER_HEADER};
 pub use head::Head;
 pub use response::Answer;
 

@@ -656,7 +656,9 @@ impl Hub {
             return self.cut(key, End::NoWriter);
         }
         if let Err(error) = (self.outlets.start_writer)(job) {
-            debug!(error:% = error; "no thread for a writer");
+            if let Some(Connection { number, identity, .. }) = self.connections.places.get(key) {
+                debug!(conn = *number, user = identity.user_id, error:%; "no thread for a writer");
+            }
             return self.cut(key, End::NoWriter);
         }
         self.writers += 1;

@@ -16,7 +16,7 @@ use tiny_http::{Header, Request, Response, Server, StatusCode};
 
 use crate::auth::{Identity, bearer};
 use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
-use crate::gate::{Answer, PEER_HEADER, PrivateSocket};
+use crate::gate::{Answer, CONNECTION_HEADER, PEER_HEADER, PrivateSocket};
 use crate::hub::{Event, HubHandle};
 use crate::metrics::{self, Counters, Metrics};
 use crate::notification::NotificationService;
@@ -255,6 +255,7 @@ impl Handlers {
             return Answer::unavailable("the service is shutting down");
         };
         log::info!(
+            conn = connection(request),
             peer = peer(request),
             user = identity.as_ref().map_or("", |identity| identity.user_id.as_str()),
             notifications = counts.len(),
@@ -275,12 +276,12 @@ impl Handlers {
             None => Err("token is missing".to_owned()),
         };
         let identity = identity.map_err(|reason| {
-            log::info!(peer = peer(request), reason = reason.as_str(); "token refused");
+            log::info!(conn = connection(request), peer = peer(request), reason = reason.as_str(); "token refused");
             Answer::error(401, "unauthorized", &reason).with_header("WWW-Authenticate", "Bearer")
         })?;
         if !matches!(identity.role.as_str(), "admin" | "service") {
             log::info!(
-                peer = peer(request), user = identity.user_id.as_str(), role = identity.role.as_str();
+                conn = connection(request), peer = peer(request), user = identity.user_id.as_str(), role = identity.role.as_str();
                 "role refused"
             );
             return Err(Answer::error(403, "forbidden", "role is not admin or service"));
@@ -312,6 +313,11 @@ fn body(request: &mut Request) -> io::Result<Vec<u8>> {
 
 fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
     request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str())
+}
+
+/// Number of the connection; the gate sends it with every request.
+fn connection(request: &Request) -> u64 {
+    header(request, CONNECTION_HEADER).and_then(|number| number.parse().ok()).unwrap_or_default()
 }
 
 fn peer(request: &Request) -> &str {

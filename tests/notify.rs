@@ -265,6 +265,10 @@ fn notify_and_admin_ask_for_a_token_of_the_right_role() {
             && log.iter().filter(|line| line.contains("role refused")).count() == 8
     });
     assert!(!service.log().join("\n").contains("x.y.z"));
+    for line in service.log().iter().filter(|line| line.contains(" refused ")) {
+        assert!(line.contains(" conn=") && line.contains(" peer=127.0.0.1:"), "{line}");
+        assert_eq!(line.contains(" user="), line.contains("role refused"), "{line}");
+    }
 }
 
 #[test]

@@ -63,7 +63,7 @@ impl From<Answer> for Stop {
 fn converse(seat: &Seat, arrival: Arrival) -> Option<Upgrade> {
     let Arrival { stream, peer, number } = arrival;
     let mut incoming = Incoming::new(&stream, &seat.context.phase);
-    let mut talk = Talk { seat, stream: &stream, peer };
+    let mut talk = Talk { seat, stream: &stream, peer, number };
     let mut fresh = true;
     let next = loop {
         let head = match incoming.head(seat.head_timeout(), fresh) {
@@ -113,6 +113,7 @@ struct Talk<'a> {
     seat: &'a Seat,
     stream: &'a TcpStream,
     peer: SocketAddr,
+    number: u64,
 }
 
 impl Talk<'_> {
@@ -180,7 +181,7 @@ impl Talk<'_> {
         incoming: &mut Incoming<'_>,
     ) -> Result<forward::Answered, Stop> {
         let length = self.body_length(head)?;
-        let mut request = forward::request(head, self.peer)?;
+        let mut request = forward::request(head, self.peer, self.number)?;
         let mut held = Held::new(&self.context().body_bytes);
         if length > 0 {
             self.continue_if_expected(head, incoming)?;

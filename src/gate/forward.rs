@@ -20,9 +20,11 @@ use crate::config::{KIB, REST_CONNECTIONS};
 
 /// Carries the peer's address to the handlers; the gate alone sets it.
 pub const PEER_HEADER: &str = "X-Realtime-Peer";
+/// Carries the number of the connection to the handlers, for their log lines; the gate alone sets it.
+pub const CONNECTION_HEADER: &str = "X-Realtime-Connection";
 
 /// The headers that are passed on; a handler that reads another one adds it here. Everything
-/// hop-by-hop, and `X-Realtime-Peer` from outside, is left behind by not being listed.
+/// hop-by-hop, and what the gate itself sets, is left behind by not being listed.
 const PASSED_ON: [&str; 6] = [
     "Authorization",
     "Origin",
@@ -73,7 +75,7 @@ impl Drop for PrivateSocket {
 }
 
 /// The request as tiny_http gets it, up to where the body begins.
-pub(super) fn request(head: &Head, peer: SocketAddr) -> Result<Vec<u8>, Answer> {
+pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<u8>, Answer> {
     let mut out = Vec::with_capacity(512);
     for part in [head.method(), " ", head.path()] {
         out.extend_from_slice(part.as_bytes());
@@ -96,7 +98,7 @@ pub(super) fn request(head: &Head, peer: SocketAddr) -> Result<Vec<u8>, Answer> 
         }
     }
     // Writing to a Vec does not fail.
-    let _ = write!(out, "{PEER_HEADER}: {peer}\r\n");
+    let _ = write!(out, "{PEER_HEADER}: {peer}\r\n{CONNECTION_HEADER}: {number}\r\n");
     if let Some(length) = head.content_length().filter(|length| *length > 0) {
         let _ = write!(out, "Content-Length: {length}\r\n");
     }

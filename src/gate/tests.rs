@@ -638,14 +638,15 @@ fn a_peer_that_does_not_read_its_answer_is_cut_and_delays_nobody() {
 #[test]
 fn only_checked_headers_reach_tiny_http() {
     let bytes = b"PUT http://x/a?b=c HTTP/1.1\r\nHost: a\r\nX-Realtime-Peer: 6.6.6.6:6\r\n\
+        X-Realtime-Connection: 6\r\n\
         Connection: close, upgrade\r\nUpgrade: x\r\nTE: chunked\r\nExpect: 100-continue\r\n\
         Keep-Alive: 5\r\ncontent-length: 007\r\nauthorization: Bearer  x\t\r\nCookie: \xc3\xa4\r\n\r\n";
     let (head, _) = Head::parse(bytes).unwrap().unwrap();
-    let request = forward::request(&head, "127.0.0.1:9".parse().unwrap()).unwrap();
+    let request = forward::request(&head, "127.0.0.1:9".parse().unwrap(), 1).unwrap();
     assert_eq!(
         String::from_utf8(request).unwrap(),
         "PUT /a?b=c HTTP/1.1\r\nAuthorization: Bearer  x\r\nX-Realtime-Peer: 127.0.0.1:9\r\n\
-         Content-Length: 7\r\n\r\n"
+         X-Realtime-Connection: 1\r\nContent-Length: 7\r\n\r\n"
     );
 }
 
