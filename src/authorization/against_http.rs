@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
@@ -108,8 +108,18 @@ fn serve(mut stream: TcpStream, log: &Log, answer: &dyn Fn(&str, &mut TcpStream,
 
 fn respond(stream: &mut TcpStream, status: &str, body: &str) {
     let length = body.len();
+    // These have no body (RFC 9112, section 6.3): one that is sent all the same, after them, must not
+    // stand before the next answer.
+    let close = if matches!(status.split(' ').next(), Some("204" | "304")) {
+        "Connection: close\r\n"
+    } else {
+        ""
+    };
     // The peer may have hung up.
-    let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}");
+    let _ = write!(stream, "HTTP/1.1 {status}\r\n{close}Content-Length: {length}\r\n\r\n{body}");
+    if !close.is_empty() {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
 }
 
 fn authorizer(addr: SocketAddr, terms: Terms, threads: &Threads) -> Authorizer {
