@@ -177,6 +177,18 @@ fn longest_way(pair: &mut [Client; 2], mut done: impl FnMut() -> bool) -> Durati
     longest
 }
 
+/// Connections to the backend that the service has open, those kept for a next call included: the
+/// sockets whose far end is `backend`, connecting or established (proc(5), `/proc/net/tcp`).
+fn open_calls(backend: SocketAddr) -> usize {
+    let far = format!("0100007F:{:04X}", backend.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let is_call = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(2);
+        fields.next() == Some(&far) && matches!(fields.next(), Some("01" | "02"))
+    };
+    table.lines().filter(is_call).count()
+}
+
 /// A backend of this manner under this many joins at once.
 fn assert_harmless(manner: Manner, joins: usize, code: &str) -> Backend {
     let backend = Backend::start(manner);
@@ -190,18 +202,22 @@ fn assert_harmless(manner: Manner, joins: usize, code: &str) -> Backend {
         let code = code.to_owned();
         move || (join_all(&mut clients, &code), clients)
     });
-    let longest = longest_way(&mut pair, || joining.is_finished());
+    let mut open = 0;
+    let longest = longest_way(&mut pair, || {
+        open = open.max(open_calls(backend.addr));
+        joining.is_finished()
+    });
     let (took, clients) = joining.join().unwrap();
     let most = backend.most.load(Ordering::SeqCst);
     let grown = service.rss_kib().saturating_sub(idle);
     println!(
-        "{manner:?}, {joins} joins: the last was answered after {took:?}, the backend saw {most} calls at once, \
+        "{manner:?}, {joins} joins: the last was answered after {took:?}, {open} calls were open at once (the backend saw {most}), \
          longest way of a message {longest:?}, RSS grew {grown} KiB"
     );
-    // Each of these threads makes one call at a time. What the backend counts may be more: it learns
-    // late that a caller has given up.
+    // What the backend counts may be more: it learns late that a caller has given up.
     let callers = service.threads_named("authz-");
     assert!((1..=32).contains(&callers), "{callers} callers");
+    assert!(open <= 32, "{open} calls were open at once");
     let slack = Duration::from_secs(if full_size() { 2 } else { 10 });
     assert!(took < Duration::from_secs(3) + slack, "{took:?}");
     assert!(longest < Duration::from_millis(if full_size() { 250 } else { 2000 }), "{longest:?}");
