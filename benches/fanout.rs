@@ -21,6 +21,7 @@ mod fanout {
     pub(crate) mod ledger;
     pub(crate) mod loads;
     pub(crate) mod measure;
+    pub(crate) mod memory;
     pub(crate) mod report;
     pub(crate) mod rest_floor;
     pub(crate) mod rooms;

@@ -8,6 +8,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../benches/fanout/memory.rs"]
+mod memory;
 mod support;
 
 use std::io::{Read, Write};
@@ -102,43 +104,11 @@ fn broadcast(number: usize, body_bytes: usize) -> Vec<u8> {
     frame(0x81, message.to_string().as_bytes())
 }
 
-/// What is taken of the machine's memory, in KiB: by service and test, and by the kernel. Other processes
-/// move `MemAvailable` by as much as is to be measured; this leaves out their memory and the page cache.
-fn memory(service: &Service) -> u64 {
-    let of_process = |pid: &str| {
-        let path = format!("/proc/{pid}/status");
-        sum_of_lines(&path, &["RssAnon:", "VmPTE:"])
-    };
-    of_process("self") + of_process(&service.pid().to_string()) + kernel_memory()
-}
-
-/// Slabs, stacks, and the pages that no line of meminfo tells: those of sockets, and the 32 KiB that each
-/// thread keeps which has ever sent.
-fn kernel_memory() -> u64 {
-    let not_kernel =
-        ["MemFree:", "Buffers:", "Cached:", "SwapCached:", "AnonPages:", "PageTables:"];
-    let total = sum_of_lines("/proc/meminfo", &["MemTotal:"]);
-    // Freed pages wait in lists of each processor, where they count as neither free nor used.
-    let zones = std::fs::read_to_string("/proc/zoneinfo").unwrap();
-    let waiting = zones.lines().filter_map(|line| line.trim().strip_prefix("count:"));
-    let waiting: u64 = waiting.map(|pages| 4 * pages.trim().parse::<u64>().unwrap()).sum();
-    total - sum_of_lines("/proc/meminfo", &not_kernel) - waiting
-}
-
 /// Threads that serve a connection, those of REST requests included.
 fn connection_threads(service: &Service) -> usize {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", service.pid())).unwrap();
     let names = tasks.flatten().filter_map(|t| std::fs::read_to_string(t.path().join("comm")).ok());
     names.filter(|name| name.starts_with("conn-")).count()
-}
-
-fn sum_of_lines(path: &str, names: &[&str]) -> u64 {
-    let text = std::fs::read_to_string(path).unwrap();
-    let of = |name: &&str| -> u64 {
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
-    names.iter().map(of).sum()
 }
 
 /// How many clients the descriptors of this process allow.
@@ -194,8 +164,9 @@ fn thousands_get_every_broadcast_in_order_for_little_memory() {
         connection_threads(&service) == 1
     });
     let (threads, descriptors) = (service.threads(), service.descriptors());
-    let before = memory(&service);
-    let per_connection = || memory(&service).saturating_sub(before) as f64 / count as f64;
+    let before = memory::taken_kib(service.pid()).unwrap();
+    let per_connection =
+        || memory::taken_kib(service.pid()).unwrap().saturating_sub(before) as f64 / count as f64;
 
     let connecting = Instant::now();
     let mut members = members(&service, count, 512);

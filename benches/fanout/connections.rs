@@ -20,6 +20,7 @@ pub(crate) fn idle(connections: usize, trial: Trial<'_>) -> Fallible<Vec<Figure>
     let each = |kib: f64| kib / connections as f64;
     let (available, resident, threads) =
         (measure::available_kib()?, target.resident_kib()?, target.threads()?);
+    let taken = target.taken_kib()?;
     let start = Instant::now();
     let shape = Shape { rooms: connections, ..Shape::SINGLE };
     let _rooms = Rooms::open(target.address, "room", shape, trial.tokens)?;
@@ -29,7 +30,8 @@ pub(crate) fn idle(connections: usize, trial: Trial<'_>) -> Fallible<Vec<Figure>
         Ok(())
     })?;
     Ok(vec![
-        (figures::MEMORY, each(available - measure::available_kib()?)),
+        (figures::MEMORY, each(target.taken_kib()? - taken)),
+        (figures::AVAILABLE, each(available - measure::available_kib()?)),
         (figures::RESIDENT, each(target.resident_kib()? - resident)),
         (figures::THREADS, each(target.threads()?.saturating_sub(threads) as f64)),
         (figures::IDLE_CPU, cpu.as_secs_f64() * 1e3 / elapsed.as_secs_f64()),

@@ -15,6 +15,7 @@ pub(crate) const P50: &str = "latency p50, µs";
 pub(crate) const P99: &str = "latency p99, µs";
 pub(crate) const MAX: &str = "latency max, µs";
 pub(crate) const MEMORY: &str = "all memory per connection, KiB";
+pub(crate) const AVAILABLE: &str = "the same by MemAvailable, KiB";
 pub(crate) const RESIDENT: &str = "server RSS per connection, KiB";
 pub(crate) const THREADS: &str = "server threads per connection";
 pub(crate) const IDLE_CPU: &str = "server CPU while idle, ms per s";

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::Fallible;
 use crate::fanout::tokens::Tokens;
-use crate::fanout::{floor, measure, rest_floor, wire};
+use crate::fanout::{floor, measure, memory, rest_floor, wire};
 
 /// Names another build of the service to measure, for comparisons of before and after.
 const BINARY_VARIABLE: &str = "REALTIME_SERVICE_BIN";
@@ -136,6 +136,11 @@ impl Target {
 
     pub(crate) fn cpu_time(&self) -> Fallible<Duration> {
         measure::cpu_time(self.process.0.id())
+    }
+
+    /// Memory of this process, of the server, and of the kernel, in KiB.
+    pub(crate) fn taken_kib(&self) -> Fallible<f64> {
+        Ok(memory::taken_kib(self.process.0.id())? as f64)
     }
 
     pub(crate) fn resident_kib(&self) -> Fallible<f64> {
