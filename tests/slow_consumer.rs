@@ -190,8 +190,9 @@ fn many_that_read_nothing_at_once_hold_little() {
             log[seen..].iter().filter(|line| line.contains("slow consumer")).count()
         };
         until("all are cut", || cut() == peers);
-        until("one thread is left", || service.threads_named("conn-") == 1);
-        assert_eq!(service.threads_named("writer-"), 0);
+        until("one thread is left", || {
+            service.threads_named("conn-") == 1 && service.threads_named("writer-") == 0
+        });
         reading.assert_quiet();
         drop(stalled);
     });
