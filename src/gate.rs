@@ -177,7 +177,7 @@ impl Gate {
             number: 0,
             is_starved: false,
         };
-        threads.spawn("gate", move || acceptor.run())?;
+        threads.spawn_in_turn("gate", move || acceptor.run())?;
         Ok(Self { addr, context, listener, _rest: rest })
     }
 

@@ -123,7 +123,7 @@ impl Server {
         let mut limits = Limits::from(&config);
         limits.writers = ceilings.max_writers;
         threads
-            .spawn("hub", move || hub::run(Hub::new(limits, outlets), &queue))
+            .spawn_in_turn("hub", move || hub::run(Hub::new(limits, outlets), &queue))
             .map_err(failed("start the hub's thread"))?;
         if let Some(bridge) = &bridge {
             subscribe(&**bridge, hub.clone()).map_err(failed("start the bridge's threads"))?;

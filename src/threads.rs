@@ -7,6 +7,8 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use log::warn;
+use preempt_rt::sched::{Pid, Scheduler, SchedulerParams, get_scheduler, set_scheduler};
 
 /// Stack of a service thread, in bytes: room for an HTTP client, TLS or a JSON tree.
 const SERVICE_STACK_BYTES: usize = 2 * 1024 * 1024;
@@ -70,6 +72,22 @@ impl Threads {
         f: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
         self.start(name.into(), SERVICE_STACK_BYTES, Some(self.failed.clone()), f)
+    }
+
+    /// As [`Threads::spawn`], for a thread on the way of every message: it, and what it starts, wait for
+    /// a processor in turn when they wake (see `wait_in_turn`).
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn spawn_in_turn(
+        &self,
+        name: impl Into<String>,
+        f: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        self.spawn(name, || {
+            wait_in_turn();
+            f();
+        })
     }
 
     /// Starts a thread that serves one connection: its panic ends that connection only.
@@ -144,6 +162,28 @@ impl Threads {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+}
+
+/// Puts the calling thread, and those that it will start, under `SCHED_BATCH` (sched(7)): as fair a share
+/// of the processors as before, but no thread is interrupted because this one wakes.
+///
+/// A message wakes its reader, and the reader the hub. By default each may interrupt who woke it, just
+/// before that one would have gone to sleep: one more switch, and Linux then takes the processor for
+/// overloaded and sends whoever is woken next to another, whose sleep it must end first. A policy that an
+/// operator has chosen for the process stays as it is.
+fn wait_in_turn() {
+    let set = match get_scheduler(Pid::current_thread()) {
+        Ok(Scheduler::SCHED_NORMAL) => set_scheduler(
+            Pid::current_thread(),
+            Scheduler::SCHED_BATCH,
+            SchedulerParams { priority: 0 },
+        ),
+        // Also a policy that the crate does not know.
+        Ok(_) | Err(_) => Ok(()),
+    };
+    if let Err(error) = set {
+        warn!(error:%; "not under SCHED_BATCH; messages may take a little longer");
     }
 }
 
