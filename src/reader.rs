@@ -28,7 +28,7 @@ use rate::Rate;
 
 /// tungstenite's read buffer, in bytes: an idle connection keeps it, and a message over it grows it
 /// once.
-const READ_BUFFER_BYTES: usize = 4096;
+const READ_BUFFER_BYTES: usize = 1024;
 
 /// What a reader needs to do its work.
 pub struct Reader {

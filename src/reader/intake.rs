@@ -116,7 +116,7 @@ impl Boundary {
     /// connection tungstenite is about to fail, nothing is kept.
     fn follow(&mut self, mut bytes: &[u8]) -> bool {
         let mut ended_one = false;
-        while let Some((&first, rest)) = bytes.split_first() {
+        while let Some(&first) = bytes.first() {
             if self.payload_left > 0 {
                 let length =
                     bytes.len().min(usize::try_from(self.payload_left).unwrap_or(usize::MAX));
@@ -125,9 +125,17 @@ impl Boundary {
                 ended_one |= self.is_between_messages();
                 continue;
             }
-            bytes = rest;
-            self.header.push(first);
-            match FrameHeader::parse(&mut Cursor::new(&self.header)) {
+            // Nearly every header comes whole, and is read where it lies.
+            let mut whole = Cursor::new(bytes);
+            let mut header = FrameHeader::parse(&mut whole);
+            let mut length = usize::try_from(whole.position()).unwrap_or(bytes.len());
+            if !self.header.is_empty() || matches!(header, Ok(None)) {
+                self.header.push(first);
+                header = FrameHeader::parse(&mut Cursor::new(&self.header));
+                length = 1;
+            }
+            bytes = bytes.get(length.max(1)..).unwrap_or_default();
+            match header {
                 Ok(None) => {}
                 Ok(Some((header, length))) => {
                     self.header.clear();
