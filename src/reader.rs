@@ -26,8 +26,9 @@ use crate::protocol::{Action, ClientMessage, ErrorCode, MessageId, broadcast_fra
 use intake::Intake;
 use rate::Rate;
 
-/// tungstenite's read buffer, in bytes: an idle connection keeps it, and a message over it grows it
-/// once.
+/// tungstenite's read buffer, in bytes. What is free of it is zeroed before each read, so that a larger one
+/// makes every small message dearer. A message over half of it grows it to about twice the message, and a
+/// connection keeps it until it ends.
 const READ_BUFFER_BYTES: usize = 1024;
 
 /// What a reader needs to do its work.
