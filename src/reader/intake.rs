@@ -97,11 +97,14 @@ impl<S> Write for Followed<S> {
     }
 }
 
+/// Longest frame header, in bytes (RFC 6455 section 5.2).
+const MAX_HEADER_BYTES: usize = 14;
+
 /// Follows the frames in a byte stream, to know whether it stands between two messages: tungstenite
 /// does not tell when a message has begun.
 #[derive(Default)]
 struct Boundary {
-    /// Start of a frame header that is not complete; 14 bytes at most.
+    /// Start of a frame header that is not complete; an idle connection keeps no buffer.
     header: Vec<u8>,
     payload_left: u64,
     in_fragments: bool,
@@ -116,7 +119,7 @@ impl Boundary {
     /// connection tungstenite is about to fail, nothing is kept.
     fn follow(&mut self, mut bytes: &[u8]) -> bool {
         let mut ended_one = false;
-        while let Some(&first) = bytes.first() {
+        while !bytes.is_empty() {
             if self.payload_left > 0 {
                 let length =
                     bytes.len().min(usize::try_from(self.payload_left).unwrap_or(usize::MAX));
@@ -126,31 +129,29 @@ impl Boundary {
                 continue;
             }
             // Nearly every header comes whole, and is read where it lies.
-            let mut whole = Cursor::new(bytes);
-            let mut header = FrameHeader::parse(&mut whole);
-            let mut length = usize::try_from(whole.position()).unwrap_or(bytes.len());
-            if !self.header.is_empty() || matches!(header, Ok(None)) {
-                self.header.push(first);
-                header = FrameHeader::parse(&mut Cursor::new(&self.header));
-                length = 1;
+            let mut start = std::mem::take(&mut self.header);
+            let begun = start.len();
+            if begun > 0 {
+                start.extend(bytes.iter().take(MAX_HEADER_BYTES.saturating_sub(begun)));
             }
-            bytes = bytes.get(length.max(1)..).unwrap_or_default();
-            match header {
-                Ok(None) => {}
+            let mut cursor = Cursor::new(if begun > 0 { start.as_slice() } else { bytes });
+            match FrameHeader::parse(&mut cursor) {
                 Ok(Some((header, length))) => {
-                    self.header.clear();
+                    let end = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
+                    bytes = bytes.get(end.saturating_sub(begun)..).unwrap_or_default();
                     self.payload_left = length;
                     if matches!(header.opcode, OpCode::Data(_)) {
                         self.in_fragments = !header.is_final;
                     }
                     ended_one |= self.is_between_messages();
                 }
-                Err(_) => self.header.clear(),
+                // The rest comes later: all of `bytes` belongs to it.
+                Ok(None) => {
+                    self.header = cursor.into_inner().to_vec();
+                    break;
+                }
+                Err(_) => break,
             }
-        }
-        if self.header.is_empty() {
-            // An idle connection keeps no buffer.
-            self.header = Vec::new();
         }
         ended_one
     }
