@@ -173,16 +173,12 @@ impl Threads {
 /// overloaded and sends whoever is woken next to another, whose sleep it must end first. A policy that an
 /// operator has chosen for the process stays as it is.
 fn wait_in_turn() {
-    let set = match get_scheduler(Pid::current_thread()) {
-        Ok(Scheduler::SCHED_NORMAL) => set_scheduler(
-            Pid::current_thread(),
-            Scheduler::SCHED_BATCH,
-            SchedulerParams { priority: 0 },
-        ),
-        // Also a policy that the crate does not know.
-        Ok(_) | Err(_) => Ok(()),
-    };
-    if let Err(error) = set {
+    let this = Pid::current_thread();
+    if !matches!(get_scheduler(this), Ok(Scheduler::SCHED_NORMAL)) {
+        return;
+    }
+    if let Err(error) = set_scheduler(this, Scheduler::SCHED_BATCH, SchedulerParams { priority: 0 })
+    {
         warn!(error:%; "not under SCHED_BATCH; messages may take a little longer");
     }
 }
