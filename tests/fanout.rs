@@ -104,13 +104,6 @@ fn broadcast(number: usize, body_bytes: usize) -> Vec<u8> {
     frame(0x81, message.to_string().as_bytes())
 }
 
-/// Threads that serve a connection, those of REST requests included.
-fn connection_threads(service: &Service) -> usize {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", service.pid())).unwrap();
-    let names = tasks.flatten().filter_map(|t| std::fs::read_to_string(t.path().join("comm")).ok());
-    names.filter(|name| name.starts_with("conn-")).count()
-}
-
 /// How many clients the descriptors of this process allow.
 fn clients_allowed() -> usize {
     let limit = getrlimit(Resource::Nofile);
@@ -161,7 +154,7 @@ fn thousands_get_every_broadcast_in_order_for_little_memory() {
     until("they are gone", || service.census()["clients"] == 0);
     let mut publisher = publisher(&service);
     until("the connections of the warm-up and of REST have ended", || {
-        connection_threads(&service) == 1
+        service.threads_named("conn-") == 1
     });
     let (threads, descriptors) = (service.threads(), service.descriptors());
     let before = memory::taken_kib(service.pid()).unwrap();
@@ -175,7 +168,7 @@ fn thousands_get_every_broadcast_in_order_for_little_memory() {
     let idle = per_connection();
     // tiny_http ends a thread that has been idle, so that there may be fewer than before.
     until("one thread and one descriptor for each", || {
-        connection_threads(&service) == 1 + count
+        service.threads_named("conn-") == 1 + count
             && service.threads() <= threads + count
             && service.descriptors() <= descriptors + count
     });

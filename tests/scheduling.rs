@@ -9,7 +9,6 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use support::Service;
 
@@ -21,13 +20,11 @@ const POLICY: usize = 41 - 3;
 
 /// The policies of the threads, by their names.
 fn policies(service: &Service) -> BTreeMap<String, String> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", service.pid())).unwrap();
-    let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).ok();
     let named = |stat: String| {
         let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(") ").unwrap();
         (name.to_owned(), rest.split(' ').nth(POLICY).unwrap().to_owned())
     };
-    tasks.filter_map(|task| stat(task.unwrap())).map(named).collect()
+    service.of_threads("stat").map(named).collect()
 }
 
 #[test]
@@ -36,12 +33,16 @@ fn what_every_message_passes_waits_in_turn_and_rest_does_not() {
     let mut client = service.client("1", "admin");
     client.join("order-1");
     let policies = policies(&service);
-    for name in ["hub", "gate", "conn-1"] {
-        let found = policies.iter().find(|(thread, _)| thread.starts_with(name));
-        assert_eq!(found.map(|(_, policy)| policy.as_str()), Some(BATCH), "{name} of {policies:?}");
-    }
-    for name in ["rest-1", "rest-4", "signals"] {
-        assert_eq!(policies.get(name).map(String::as_str), Some(NORMAL), "{name} of {policies:?}");
+    for (name, policy) in [
+        ("hub", BATCH),
+        ("gate", BATCH),
+        ("conn-1", BATCH),
+        ("rest-1", NORMAL),
+        ("rest-4", NORMAL),
+        ("signals", NORMAL),
+    ] {
+        let found = policies.get(name).map(String::as_str);
+        assert_eq!(found, Some(policy), "{name} of {policies:?}");
     }
 }
 

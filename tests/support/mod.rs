@@ -219,13 +219,15 @@ impl Service {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// This file of /proc/PID/task, such as `comm`, of each thread that has not just ended.
+    pub fn of_threads(&self, file: &str) -> impl Iterator<Item = String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        tasks.filter_map(move |task| std::fs::read_to_string(task.ok()?.path().join(file)).ok())
+    }
+
     /// How many threads have a name that starts so, such as `writer-`.
     pub fn threads_named(&self, start: &str) -> usize {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-        let name = |task: std::io::Result<std::fs::DirEntry>| {
-            std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
-        };
-        tasks.filter_map(name).filter(|name| name.starts_with(start)).count()
+        self.of_threads("comm").filter(|name| name.starts_with(start)).count()
     }
 
     /// Proves that it serves: health, a join, a broadcast.
