@@ -9,13 +9,12 @@
 //!                               └──────── probe, once a second, comes back ────────┘
 //! ```
 
-mod address;
 mod backoff;
-mod channel;
+mod channel_names;
 mod counters;
+mod envelope;
 mod inbox;
 mod memory;
-mod origin;
 mod queue;
 mod redis;
 
@@ -30,7 +29,6 @@ use bytes::Bytes;
 use crate::hub::{Delivery, Target};
 
 pub use self::redis::RedisPubSub;
-pub use address::parse_address;
 pub use counters::{BridgeCounters, DropReason};
 pub use memory::{MemoryBroker, MemoryPubSub};
 

@@ -4,6 +4,8 @@
 //! doubts a value. [`SETTINGS`] is the same table for people; `--help` prints it and a test holds the
 //! README against it.
 
+mod redis_address;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,9 +13,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use log::LevelFilter;
-
-use crate::bridge::parse_address;
-use crate::logging::Format;
 
 /// Bytes in a KiB.
 pub const KIB: usize = 1024;
@@ -158,6 +157,16 @@ pub struct RedisConfig {
     pub prefix: String,
 }
 
+/// What a log line looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// `2026-01-02T03:04:05.678Z INFO  [realtime_service::gate] connected conn=42 user=u1`
+    #[default]
+    Text,
+    /// `{"ts":"2026-01-02T03:04:05.678Z","level":"INFO","target":"realtime_service::gate","msg":"connected","conn":42,"user":"u1"}`
+    Json,
+}
+
 /// Messages per second that a client may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimit {
@@ -189,7 +198,7 @@ pub struct Config {
     /// `LOG_LEVEL`, default info.
     pub log_level: LevelFilter,
     /// `LOG_FORMAT`, default text.
-    pub log_format: Format,
+    pub log_format: LogFormat,
     /// `MAX_CONNECTIONS`, default 10,000: sockets at once, lowered at start to what the system allows.
     pub max_connections: usize,
     /// `MAX_CONNECTIONS_PER_USER`, default 20; 0 is off.
@@ -242,7 +251,7 @@ impl Config {
             room_policy: RoomPolicy::Open,
             api_auth: true,
             log_level: LevelFilter::Info,
-            log_format: Format::Text,
+            log_format: LogFormat::Text,
             max_connections: 10_000,
             max_connections_per_user: 20,
             max_rooms_per_client: 100,
@@ -327,8 +336,8 @@ impl Config {
         )?;
         config.log_format =
             env.parse("LOG_FORMAT", config.log_format, "text or json", |v| match v {
-                "text" => Some(Format::Text),
-                "json" => Some(Format::Json),
+                "text" => Some(LogFormat::Text),
+                "json" => Some(LogFormat::Json),
                 _ => None,
             })?;
         config.max_connections =
@@ -531,7 +540,7 @@ impl Lookup<'_> {
             password: self.get("REDIS_PASSWORD").map(Secret::new),
             prefix,
         };
-        match parse_address(&redis) {
+        match redis.connection_info() {
             Ok(_) => Ok(Some(redis)),
             Err(problem) => {
                 // Before an @ stands a password.

@@ -3,12 +3,9 @@
 //! `/ws` goes to the handshake with the raw socket; everything else is read whole, checked,
 //! re-serialised and forwarded to tiny_http on a private Unix socket (DESIGN section 1, "One port").
 
-pub mod head;
-pub mod response;
-
-mod connection;
 mod forward;
 mod incoming;
+mod requests;
 
 #[cfg(test)]
 mod tests;
@@ -22,21 +19,18 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-pub(crate) use forward::PrivateSocket;
-pub use forward::{CONNECTION_HEADER, PEER_HEADER};
-pub use head::Head;
-pub use response::Answer;
-
 use crate::config::{
     AllowedOrigins, CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, RESERVE_CONNECTIONS,
     SOCKET_RECEIVE_BUFFER_BYTES, SOCKET_SEND_BUFFER_BYTES,
 };
+use crate::http::Head;
+use crate::http::response::{self, Answer};
 use crate::metrics::CountBy;
-use crate::rest::{Rest, RestParts};
-use crate::threads::Threads;
-use connection::Arrival;
+use crate::rest::{PrivateSocket, Rest, RestParts};
+use crate::runtime::threads::Threads;
 use forward::Links;
 use incoming::{Phase, SharedPhase};
+use requests::Arrival;
 
 /// How long the gate waits when the system has no descriptor or memory for another connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -269,7 +263,7 @@ impl Acceptor {
             if let Ok(arrival) = taken.try_recv() {
                 // Else the channel would live as long as a WebSocket.
                 drop(taken);
-                connection::serve(seat, arrival);
+                requests::serve(seat, arrival);
             }
         });
         match started {

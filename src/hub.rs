@@ -11,7 +11,7 @@ pub mod event;
 mod groups;
 mod outbox;
 pub mod socket;
-mod tally;
+mod stats;
 
 use std::convert::Infallible;
 use std::io;
@@ -34,17 +34,17 @@ pub use event::{
 use groups::{GroupKey, Groups};
 use outbox::{BacklogLimits, Flush};
 use socket::Socket;
-use tally::Received;
-pub use tally::{Buckets, Tally};
+use stats::Received;
+pub use stats::{Buckets, Tally};
 
 use crate::auth::Identity;
-use crate::channel::{Receiver, Sender};
-use crate::clock::Moment;
-use crate::close::Close;
 use crate::config::{Config, FLUSH_FRAMES, HUB_QUEUE, TICK};
+use crate::protocol::close::Close;
 use crate::protocol::{
     ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
 };
+use crate::runtime::channel::{Receiver, Sender};
+use crate::runtime::clock::Moment;
 
 /// What [`backlog`] is built from; its model check puts loom's in the same place.
 mod sync {

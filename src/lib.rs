@@ -39,18 +39,14 @@
 
 pub mod server;
 
-pub mod ceilings;
 pub mod gate;
+pub mod http;
 
-pub mod handshake;
+pub mod websocket;
 
 pub mod auth;
-pub mod authorization;
-
-pub mod reader;
 
 pub mod hub;
-pub mod writer;
 
 pub mod rest;
 
@@ -60,16 +56,7 @@ pub mod bridge;
 
 pub mod protocol;
 
-pub mod close;
-
-pub mod models;
-
-pub mod channel;
-pub mod clock;
 pub mod config;
 pub mod logging;
 pub mod metrics;
-pub mod threads;
-
-#[cfg(test)]
-mod typescript;
+pub mod runtime;

@@ -24,6 +24,8 @@ use log::{Level, LevelFilter, Log, Metadata, Record, SetLoggerError};
 use simple_logger::SimpleLogger;
 use time::OffsetDateTime;
 
+use crate::config::LogFormat;
+
 /// Lines that wait for the thread. With [`LINE_BYTES`] it bounds the memory of a stalled stdout: 16 MiB.
 const QUEUE_LINES: usize = 4096;
 
@@ -48,16 +50,6 @@ const DROP_DEADLINE: Duration = Duration::from_millis(500);
 const OWN_TARGET: &str = env!("CARGO_CRATE_NAME");
 
 static DROPPED_LINES: AtomicU64 = AtomicU64::new(0);
-
-/// What a line looks like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Format {
-    /// `2026-01-02T03:04:05.678Z INFO  [realtime_service::gate] connected conn=42 user=u1`
-    #[default]
-    Text,
-    /// `{"ts":"2026-01-02T03:04:05.678Z","level":"INFO","target":"realtime_service::gate","msg":"connected","conn":42,"user":"u1"}`
-    Json,
-}
 
 /// Why logging could not be set up.
 #[derive(Debug)]
@@ -101,7 +93,7 @@ pub struct Printer {
 /// # Errors
 ///
 /// When the thread cannot be started, or the process has a logger already.
-pub fn init(level: LevelFilter, format: Format) -> Result<Printer, InitError> {
+pub fn init(level: LevelFilter, format: LogFormat) -> Result<Printer, InitError> {
     let (entries, waiting) = bounded(QUEUE_LINES);
     let (alive, ended) = bounded(0);
     let thread = thread::Builder::new()
@@ -172,12 +164,12 @@ struct Line {
 }
 
 impl Line {
-    fn new(format: Format, record: &Record<'_>) -> Self {
+    fn new(format: LogFormat, record: &Record<'_>) -> Self {
         let at = OffsetDateTime::now_utc();
         let target = Draft::word(record.target());
         let body = match format {
-            Format::Text => Draft::text(record),
-            Format::Json => Draft::json(record, at),
+            LogFormat::Text => Draft::text(record),
+            LogFormat::Json => Draft::json(record, at),
         };
         Self { level: record.level(), target, at, body }
     }
@@ -186,7 +178,7 @@ impl Line {
 /// The [`Log`] that the macros call.
 struct Backend {
     entries: Sender<Entry>,
-    format: Format,
+    format: LogFormat,
 }
 
 impl Log for Backend {
@@ -220,7 +212,7 @@ fn count_dropped() {
 
 /// The thread's side: prints, and tells what could not be printed.
 struct Stdout {
-    format: Format,
+    format: LogFormat,
     simple: SimpleLogger,
     /// How many of [`DROPPED_LINES`] have been told.
     told: u64,
@@ -231,7 +223,7 @@ struct Stdout {
 }
 
 impl Stdout {
-    fn new(format: Format) -> Self {
+    fn new(format: LogFormat) -> Self {
         Self { format, simple: SimpleLogger::new(), told: 0, since: 0, failed: None }
     }
 
@@ -279,8 +271,8 @@ impl Stdout {
     /// Returns whether stdout took the line. Waits while it is stalled.
     fn print(&mut self, line: &Line) -> bool {
         let printed = match self.format {
-            Format::Text => self.print_text(line),
-            Format::Json => print_json(line),
+            LogFormat::Text => self.print_text(line),
+            LogFormat::Json => print_json(line),
         };
         self.failed = (!printed).then(Instant::now);
         printed
@@ -334,25 +326,25 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
 
 /// A line in the making.
 struct Draft {
-    format: Format,
+    format: LogFormat,
     body: String,
     cut: bool,
 }
 
 impl Draft {
-    fn new(format: Format) -> Self {
+    fn new(format: LogFormat) -> Self {
         Self { format, body: String::with_capacity(128), cut: false }
     }
 
     /// `word`, escaped as a message of the text format is.
     fn word(word: &str) -> String {
-        let mut draft = Self::new(Format::Text);
+        let mut draft = Self::new(LogFormat::Text);
         draft.escape(word, false);
         draft.body
     }
 
     fn text(record: &Record<'_>) -> String {
-        let mut draft = Self::new(Format::Text);
+        let mut draft = Self::new(LogFormat::Text);
         draft.escape(&bounded_text(record.args()), false);
         draft.pairs(record);
         if draft.cut {
@@ -362,7 +354,7 @@ impl Draft {
     }
 
     fn json(record: &Record<'_>, at: OffsetDateTime) -> String {
-        let mut draft = Self::new(Format::Json);
+        let mut draft = Self::new(LogFormat::Json);
         draft.body.push_str(r#"{"ts":""#);
         draft.body.push_str(&timestamp(at));
         draft.body.push_str(r#"","level":""#);
@@ -386,7 +378,7 @@ impl Draft {
 
     /// A string value: quoted in JSON, and in text where it is not one plain word.
     fn string(&mut self, value: &str) {
-        let quoted = self.format == Format::Json || !is_plain_word(value);
+        let quoted = self.format == LogFormat::Json || !is_plain_word(value);
         if quoted {
             self.body.push('"');
         }
@@ -409,8 +401,8 @@ impl Draft {
                 return;
             }
             match self.format {
-                Format::Text => escape_text(&mut self.body, c, quoted),
-                Format::Json => escape_json(&mut self.body, c),
+                LogFormat::Text => escape_text(&mut self.body, c, quoted),
+                LogFormat::Json => escape_json(&mut self.body, c),
             }
         }
     }
@@ -422,13 +414,13 @@ impl<'kvs> VisitSource<'kvs> for Draft {
             return Ok(());
         }
         self.body.push(match self.format {
-            Format::Text => ' ',
-            Format::Json => ',',
+            LogFormat::Text => ' ',
+            LogFormat::Json => ',',
         });
         self.string(key.as_str());
         self.body.push(match self.format {
-            Format::Text => '=',
-            Format::Json => ':',
+            LogFormat::Text => '=',
+            LogFormat::Json => ':',
         });
         value.visit(self)
     }
@@ -547,168 +539,4 @@ fn timestamp(at: OffsetDateTime) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
-
-    use log::kv::ToValue;
-    use serde_json::Value as Json;
-
-    use super::*;
-
-    fn line(format: Format, message: &str, pairs: &[(&str, Value<'_>)]) -> String {
-        let record = &mut Record::builder();
-        record.level(Level::Info).target("realtime_service::gate");
-        record.key_values(&pairs);
-        Line::new(format, &record.args(format_args!("{message}")).build()).body
-    }
-
-    fn text(message: &str, pairs: &[(&str, Value<'_>)]) -> String {
-        line(Format::Text, message, pairs)
-    }
-
-    fn json(message: &str, pairs: &[(&str, Value<'_>)]) -> Json {
-        let line = line(Format::Json, message, pairs);
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
-    }
-
-    /// Characters that break, hide or reorder what stands around them.
-    const HOSTILE: &[char] = &[
-        '\0',
-        '\n',
-        '\r',
-        '\t',
-        '\x0b',
-        '\x0c',
-        '\x1b',
-        '\x7f',
-        '\u{85}',
-        '\u{9b}',
-        '\u{a0}',
-        '\u{ad}',
-        '\u{61c}',
-        '\u{180e}',
-        '\u{200b}',
-        '\u{200d}',
-        '\u{200e}',
-        '\u{200f}',
-        '\u{2028}',
-        '\u{2029}',
-        '\u{202a}',
-        '\u{202e}',
-        '\u{2060}',
-        '\u{2066}',
-        '\u{2069}',
-        '\u{feff}',
-        '\u{fff9}',
-        '\u{e0001}',
-        '\u{e0041}',
-        '\u{301}',
-    ];
-
-    #[test]
-    fn pairs_follow_the_message() {
-        let pairs = [("conn", 42.to_value()), ("user", "u1".to_value())];
-        assert_eq!(text("connected", &pairs), "connected conn=42 user=u1");
-        let object = json("connected", &pairs);
-        assert_eq!(object["msg"], "connected");
-        assert_eq!(object["level"], "INFO");
-        assert_eq!(object["target"], "realtime_service::gate");
-        assert_eq!(object["conn"], 42);
-        assert_eq!(object["user"], "u1");
-    }
-
-    #[test]
-    fn values_keep_their_kind() {
-        let pairs = [
-            ("yes", true.to_value()),
-            ("none", ().to_value()),
-            ("ratio", 0.5.to_value()),
-            ("nan", f64::NAN.to_value()),
-            ("minus", (-7).to_value()),
-            ("wide", u128::MAX.to_value()),
-            ("letter", 'é'.to_value()),
-        ];
-        assert_eq!(
-            text("m", &pairs),
-            "m yes=true none=null ratio=0.5 nan=NaN minus=-7 \
-             wide=340282366920938463463374607431768211455 letter=é"
-        );
-        let object = json("m", &pairs);
-        assert_eq!(object["yes"], true);
-        assert_eq!(object["none"], Json::Null);
-        assert_eq!(object["ratio"], 0.5);
-        assert_eq!(object["nan"], "NaN");
-        assert_eq!(object["minus"], -7);
-        assert_eq!(object["letter"], "é");
-    }
-
-    #[test]
-    fn a_value_cannot_look_like_another_pair() {
-        let said = |value: &str| text("m", &[("user", value.to_value())]);
-        assert_eq!(said("u1 role=admin"), r#"m user="u1 role=admin""#);
-        assert_eq!(said("a=b"), r#"m user="a=b""#);
-        assert_eq!(said(r#"" role="admin"#), r#"m user="\" role=\"admin""#);
-        assert_eq!(said("\\"), r#"m user="\\""#);
-        assert_eq!(said(""), r#"m user="""#);
-        assert_eq!(said("o'neil"), "m user=o'neil");
-        assert_eq!(said("Ana·Pérez"), "m user=Ana·Pérez");
-    }
-
-    #[test]
-    fn nothing_breaks_or_hides_in_a_line() {
-        for &c in HOSTILE {
-            let value = format!("a{c}b");
-            for format in [Format::Text, Format::Json] {
-                for line in [
-                    line(format, &value, &[]),
-                    line(format, "m", &[("user", value.as_str().to_value())]),
-                    line(format, "m", &[(value.as_str(), 1.to_value())]),
-                ] {
-                    assert!(!line.contains(c), "{c:?} in {line:?}");
-                }
-            }
-            assert_eq!(json(&value, &[])["msg"], value.as_str());
-        }
-    }
-
-    #[test]
-    fn a_long_line_is_cut_and_stays_whole() {
-        let long = "\u{1f600}\u{202e}\"".repeat(2_000_000);
-        let pairs = [("user", long.as_str().to_value()), ("conn", 42.to_value())];
-        let texts = [text(&long, &pairs), text("m", &pairs)];
-        for line in texts {
-            assert!(line.len() < LINE_BYTES + 64 && line.ends_with('…'));
-        }
-        for message in [long.as_str(), "m"] {
-            assert!(line(Format::Json, message, &pairs).len() < LINE_BYTES + 64);
-            assert_eq!(json(message, &pairs)["cut"], true);
-        }
-        let fits = "x".repeat(LINE_BYTES);
-        assert_eq!(text(&fits, &[]), fits);
-    }
-
-    #[test]
-    fn a_huge_message_is_not_formatted_whole() {
-        let huge = "é".repeat(1 << 20);
-        assert!(bounded_text(&format_args!("{huge}{huge}")).capacity() < 4 * LINE_BYTES);
-    }
-
-    #[test]
-    fn other_crates_speak_from_warn_up() {
-        let backend = Backend { entries: bounded(0).0, format: Format::Text };
-        let passes = |level, target| {
-            backend.enabled(&Metadata::builder().level(level).target(target).build())
-        };
-        assert!(passes(Level::Debug, "realtime_service"));
-        assert!(passes(Level::Debug, "realtime_service::gate"));
-        assert!(passes(Level::Warn, "tiny_http"));
-        assert!(!passes(Level::Info, "tiny_http"));
-        assert!(!passes(Level::Info, "realtime_service_of_another"));
-    }
-
-    #[test]
-    fn timestamps_have_milliseconds() {
-        let at = OffsetDateTime::from_unix_timestamp_nanos(1_767_323_045_070_000_000).unwrap();
-        assert_eq!(timestamp(at), "2026-01-02T03:04:05.070Z");
-    }
-}
+mod tests;

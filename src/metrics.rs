@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rustix::process::{Resource, getrlimit};
 
-use crate::authorization::{Authorizer, BackendStats, Verdict};
+use crate::auth::{Authorizer, BackendStats, Verdict};
 use crate::bridge::{DropReason, PubSub};
 use crate::hub::{Buckets, Event, HubHandle, Tally};
 use crate::logging::dropped_lines;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::config::{MAX_EVENT_BYTES, MAX_NOTIFICATION_BYTES};
 use crate::hub::{Delivery, HubGone, HubHandle, Target};
-use crate::models::{Order, Product};
+use crate::protocol::models::{Order, Product};
 use crate::protocol::{Room, frame_payload, notification_frame};
 
 /// Event of [`NotificationService::send_order_update`].

@@ -2,8 +2,8 @@
 
 pub mod clients;
 pub mod console;
-pub mod cors;
 pub mod notify;
+mod private_socket;
 
 use std::borrow::Cow;
 use std::io::{self, Cursor};
@@ -16,11 +16,14 @@ use tiny_http::{Header, Request, Response, Server, StatusCode};
 
 use crate::auth::{Identity, bearer};
 use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
-use crate::gate::{Answer, CONNECTION_HEADER, PEER_HEADER, PrivateSocket};
+use crate::http::{Answer, cors};
 use crate::hub::{Event, HubHandle};
 use crate::metrics::{self, Counters, Metrics};
 use crate::notification::NotificationService;
-use crate::threads::Threads;
+use crate::runtime::threads::Threads;
+
+pub(crate) use private_socket::PrivateSocket;
+pub use private_socket::{CONNECTION_HEADER, PEER_HEADER};
 
 /// Checks a token; the error is the reason, for the log and the peer.
 pub type Verify = Arc<dyn Fn(&str) -> Result<Identity, String> + Send + Sync>;

@@ -12,22 +12,22 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use log::{info, warn};
 use uuid::Uuid;
 
+use crate::auth::Authorizer;
 use crate::auth::{Verifier, VerifierError};
-use crate::authorization::Authorizer;
 use crate::bridge::{Outgoing, PubSub, RedisPubSub};
-use crate::ceilings::{Ceilings, SystemLimits, TooFew};
-use crate::channel;
 use crate::config::{AllowedOrigins, Config, Environment, HUB_QUEUE, RoomPolicy};
 use crate::gate::{Gate, GateConfig, OnUpgrade};
-use crate::handshake::Handshake;
 use crate::hub::{self, Event, Hub, HubHandle, Limits, Outlets};
 use crate::metrics::{Counters, Metrics};
 use crate::notification::NotificationService;
 use crate::protocol::frame_payload;
-use crate::reader::ReaderLimits;
 use crate::rest::RestParts;
-use crate::threads::Threads;
-use crate::writer;
+use crate::runtime::capacity::{Ceilings, SystemLimits, TooFew};
+use crate::runtime::channel;
+use crate::runtime::threads::Threads;
+use crate::websocket::handshake::Handshake;
+use crate::websocket::reader::ReaderLimits;
+use crate::websocket::writer;
 
 /// A running service. It is ended with [`Server::shutdown`]; merely dropped, its threads run on.
 pub struct Server {

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 
 use document::{tool, yaml};
 use jsonschema::Validator;
-use realtime_service::close::Close;
+use realtime_service::protocol::close::Close;
 use serde_json::{Value, json};
 use support::{Client, Frame, Redis, Service, free_port, token_with, unix_now, until};
 

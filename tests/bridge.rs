@@ -19,7 +19,7 @@ use realtime_service::bridge::{DropReason, Outgoing, PubSub, QUEUE_MESSAGES, Red
 use realtime_service::config::{RedisConfig, Secret};
 use realtime_service::hub::Target;
 use realtime_service::protocol::{Room, frame_payload};
-use realtime_service::threads::Threads;
+use realtime_service::runtime::threads::Threads;
 
 /// No step of a test takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -59,8 +59,8 @@ mod sync {
     }
 }
 
-mod clock {
-    pub use realtime_service::clock::{AtomicMoment, Moment};
+mod runtime {
+    pub use realtime_service::runtime::clock;
 }
 
 use std::convert::Infallible;

@@ -18,7 +18,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::LevelFilter;
-use realtime_service::logging::{self, Format};
+use realtime_service::config::LogFormat;
+use realtime_service::logging;
 use serde_json::Value;
 
 const ROLE: &str = "REALTIME_SERVICE_LOGGING_TEST_ROLE";
@@ -35,8 +36,8 @@ fn child() {
     };
     let (part, format) = role.split_once(' ').unwrap();
     let format = match format {
-        "text" => Format::Text,
-        "json" => Format::Json,
+        "text" => LogFormat::Text,
+        "json" => LogFormat::Json,
         _ => panic!("no such format: {format}"),
     };
     let printer = logging::init(LevelFilter::Info, format).unwrap();
@@ -66,7 +67,7 @@ fn speak() {
         .name("worker-7".to_owned())
         .spawn(|| panic!("a panic of {} parts", 2));
     assert!(panicking.unwrap().join().is_err());
-    assert!(logging::init(LevelFilter::Info, Format::Text).is_err());
+    assert!(logging::init(LevelFilter::Info, LogFormat::Text).is_err());
 }
 
 fn log_many() {

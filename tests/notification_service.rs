@@ -10,9 +10,9 @@
 mod support;
 
 use realtime_service::config::Config;
-use realtime_service::models::{Order, Product};
 use realtime_service::notification::NotifyError;
 use realtime_service::protocol::Room;
+use realtime_service::protocol::models::{Order, Product};
 use realtime_service::server::Server;
 use serde_json::{Value, json};
 use support::{Client, Frame, SECRET, token};

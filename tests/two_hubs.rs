@@ -17,14 +17,14 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use realtime_service::auth::Identity;
 use realtime_service::bridge::{DropReason, MemoryBroker, MemoryPubSub, Outgoing, PubSub};
-use realtime_service::channel;
 use realtime_service::config::Config;
 use realtime_service::hub::socket::{Activity, Socket};
 use realtime_service::hub::{
     self, Broadcast, ConnectionKey, Delivery, Event, Hub, HubHandle, Limits, Outlets, Target,
 };
 use realtime_service::protocol::{Room, frame_payload, text_frame};
-use realtime_service::threads::Threads;
+use realtime_service::runtime::channel;
+use realtime_service::runtime::threads::Threads;
 
 /// No step of a test takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);

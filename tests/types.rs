@@ -1,5 +1,5 @@
 //! Verifies that docs/types.ts, and the TypeScript in the documents that uses it, compile. That the
-//! types are those of the service is tested where they are made, in src/typescript.rs.
+//! types are those of the service is tested where they are made, in src/protocol/typescript.rs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

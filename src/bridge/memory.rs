@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::{BridgeCounters, DropReason, Handler, NotClosed, Outgoing, PubSub, QUEUE_MESSAGES};
 use crate::hub::{Delivery, Target};
 use crate::protocol::text_frame;
-use crate::threads::Threads;
+use crate::runtime::threads::Threads;
 
 /// Connects any number of instances in one process; clones are the same broker.
 #[derive(Clone, Default)]

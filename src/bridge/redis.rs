@@ -22,11 +22,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 use redis::{Client, Connection, RedisError};
 use uuid::Uuid;
 
-use super::channel::Channels;
+use super::channel_names::Channels;
 use super::queue::{Drain, Queue, queue};
-use super::{BridgeCounters, DropReason, Handler, NotClosed, Outgoing, PubSub, parse_address};
+use super::{BridgeCounters, DropReason, Handler, NotClosed, Outgoing, PubSub};
 use crate::config::RedisConfig;
-use crate::threads::Threads;
+use crate::runtime::threads::Threads;
 use link::Link;
 use publisher::Publisher;
 use subscriber::Subscriber;
@@ -77,7 +77,7 @@ impl RedisPubSub {
     /// # Errors
     /// What is wrong with the address.
     pub fn new(config: &RedisConfig, threads: Threads) -> Result<Self, String> {
-        let info = parse_address(config)?;
+        let info = config.connection_info()?;
         let address = info.addr().to_string();
         let instance = Uuid::new_v4();
         let counters = Arc::new(BridgeCounters::default());

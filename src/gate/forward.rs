@@ -3,25 +3,18 @@
 //! tiny_http's parser must not meet the network, so it gets only what this module wrote: a request
 //! line and the few headers that REST handlers read, all visible ASCII, with the whole body behind.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use httparse::Status;
 
-use super::head::Head;
-use super::response::Answer;
 use crate::config::{KIB, REST_CONNECTIONS};
-
-/// Carries the peer's address to the handlers; the gate alone sets it.
-pub const PEER_HEADER: &str = "X-Realtime-Peer";
-/// Carries the number of the connection to the handlers, for their log lines; the gate alone sets it.
-pub const CONNECTION_HEADER: &str = "X-Realtime-Connection";
+use crate::http::{Answer, Head};
+use crate::rest::{CONNECTION_HEADER, PEER_HEADER};
 
 /// The headers that are passed on; a handler that reads another one adds it here. Everything
 /// hop-by-hop, and what the gate itself sets, is left behind by not being listed.
@@ -44,35 +37,6 @@ const ANSWER_BYTES: usize = KIB;
 const ANSWER_CHUNK_BYTES: usize = 64 * KIB;
 /// Most headers of an answer; handlers set a handful.
 const MAX_ANSWER_HEADERS: usize = 32;
-
-/// A directory that only this user can enter, with the socket in it; removed when dropped.
-pub(crate) struct PrivateSocket {
-    directory: PathBuf,
-    path: PathBuf,
-}
-
-impl PrivateSocket {
-    pub(super) fn bind() -> io::Result<(Self, UnixListener)> {
-        let name = format!("realtime_service-{}", uuid::Uuid::new_v4());
-        let directory = std::env::temp_dir().join(name);
-        fs::DirBuilder::new().mode(0o700).create(&directory)?;
-        let socket = Self { path: directory.join("rest.sock"), directory };
-        let listener = UnixListener::bind(&socket.path)?;
-        Ok((socket, listener))
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for PrivateSocket {
-    fn drop(&mut self) {
-        // Nothing is lost if they stay: the next start has a directory of its own.
-        let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_dir(&self.directory);
-    }
-}
 
 /// The request as tiny_http gets it, up to where the body begins.
 pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<u8>, Answer> {

@@ -5,9 +5,9 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use super::head::{Head, HeadError, MAX_REQUEST_LINE_BYTES};
-use super::response::would_wait;
 use crate::config::{KIB, MAX_HEAD_BYTES};
+use crate::http::head::{Head, HeadError, MAX_REQUEST_LINE_BYTES};
+use crate::http::response::would_wait;
 
 /// First size of the buffer, in bytes: most heads fit.
 const FIRST_BUFFER_BYTES: usize = KIB;

@@ -10,12 +10,12 @@ use std::time::{Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::*;
+use crate::auth::Authorizer;
 use crate::auth::Identity;
-use crate::authorization::Authorizer;
-use crate::channel;
 use crate::config::{KIB, MIB, RoomPolicy};
 use crate::hub::{Census, Event, HubHandle};
 use crate::metrics::{Counters, Metrics};
+use crate::runtime::channel;
 
 /// No test waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(20);

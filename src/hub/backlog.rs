@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::sync::{AtomicU64, Ordering, Receiver, Sender, unbounded};
-use crate::clock::{AtomicMoment, Moment};
+use crate::runtime::clock::{AtomicMoment, Moment};
 
 /// The hub's side: frames handed to the writer and not yet taken back.
 pub struct Backlog {

@@ -9,9 +9,9 @@ use super::groups::GroupKey;
 use super::outbox::Outbox;
 use super::socket::Socket;
 use crate::auth::Identity;
-use crate::clock::Moment;
-use crate::close::Close;
 use crate::config::{CLOSE_TIMEOUT, UNFINISHED_MESSAGE_TIMEOUT};
+use crate::protocol::close::Close;
+use crate::runtime::clock::Moment;
 
 /// A connection from its reservation to the end of its threads.
 pub(super) struct Connection {

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use slotmap::new_key_type;
 
 use super::socket::Socket;
-use super::tally::Tally;
+use super::stats::Tally;
 use crate::auth::Identity;
-use crate::channel::{Sender, bounded};
-use crate::close::Close;
+use crate::protocol::close::Close;
 use crate::protocol::{ErrorCode, MessageId, Room};
+use crate::runtime::channel::{Sender, bounded};
 
 new_key_type! {
     /// Place of a connection in the hub; a key of an ended connection never hits a later one.

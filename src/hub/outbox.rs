@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::backlog::{Backlog, Drain, backlog};
 use super::batch::{Batch, FrameNumber};
 use super::socket::Socket;
-use crate::clock::Moment;
+use crate::runtime::clock::Moment;
 
 /// Most slices that one vectored send takes (`UIO_MAXIOV`).
 const MAX_SLICES: usize = 1024;

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
-use crate::clock::{AtomicMoment, Moment};
+use crate::runtime::clock::{AtomicMoment, Moment};
 
 /// What hub and writer need of a connection's socket; tests put memory in its place.
 pub trait Socket: Send + Sync {

@@ -13,8 +13,8 @@ use proptest::prelude::*;
 
 use super::socket::Activity;
 use super::*;
-use crate::channel;
 use crate::protocol::{frame_payload, text_frame};
+use crate::runtime::channel;
 
 /// A peer that takes `room` bytes, then pushes back.
 struct Peer {

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use crate::gate::Answer;
+use crate::http::Answer;
 
 const PAGE: &str = include_str!("console.html");
 

@@ -9,7 +9,7 @@ use redis::{Cmd, Connection, RedisError, Value};
 
 use super::{PROBE_INTERVAL, Shared, Stopped, Throttle, describe};
 use crate::bridge::backoff::Backoff;
-use crate::bridge::origin::Origin;
+use crate::bridge::envelope::Origin;
 use crate::bridge::queue::Drain;
 use crate::bridge::{DropReason, Outgoing};
 use crate::config::MIB;

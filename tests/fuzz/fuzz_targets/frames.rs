@@ -6,9 +6,9 @@
 use std::io::Read;
 
 use libfuzzer_sys::fuzz_target;
-use realtime_service::close::Close;
+use realtime_service::protocol::close::Close;
 use realtime_service::protocol::ClientMessage;
-use realtime_service::reader;
+use realtime_service::websocket::reader;
 
 /// `MAX_MESSAGE_SIZE`, small, so that the fuzzer gets there.
 const MESSAGE_BYTES: usize = 256;

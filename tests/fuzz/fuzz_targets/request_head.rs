@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use realtime_service::config::MAX_HEAD_BYTES;
-use realtime_service::gate::{Answer, Head};
+use realtime_service::http::{Answer, Head};
 
 fuzz_target!(|bytes: &[u8]| {
     match Head::parse(bytes) {

@@ -6,29 +6,32 @@ use redis::io::tcp::TcpSettings;
 use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
-use crate::config::{RedisConfig, Secret};
+use super::{RedisConfig, Secret};
 
 const EXPECTED: &str = "expected host:port or redis://[user[:password]@]host[:port][/database]";
 /// Silence on a connection before the kernel asks whether the peer is there, and between two questions.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Reads the address and the password; the password is never put into a URL, so it may hold any
-/// characters.
-///
-/// # Errors
-/// What is wrong with the address, without repeating it, since it may hold a password.
-pub fn parse_address(config: &RedisConfig) -> Result<ConnectionInfo, String> {
-    let addr = config.addr.expose();
-    let info = match addr.split_once("://") {
-        Some((scheme, _)) => parse_url(scheme, addr)?,
-        None => parse_host_port(addr)?,
-    };
-    check_target(info.addr())?;
-    let login = login(info.redis_settings(), config.password.as_ref())?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL);
-    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
-    Ok(info.set_redis_settings(login).set_tcp_settings(tcp))
+impl RedisConfig {
+    /// Reads the address and the password; the password is never put into a URL, so it may hold any
+    /// characters.
+    ///
+    /// # Errors
+    /// What is wrong with the address, without repeating it, since it may hold a password.
+    pub fn connection_info(&self) -> Result<ConnectionInfo, String> {
+        let addr = self.addr.expose();
+        let info = match addr.split_once("://") {
+            Some((scheme, _)) => parse_url(scheme, addr)?,
+            None => parse_host_port(addr)?,
+        };
+        check_target(info.addr())?;
+        let login = login(info.redis_settings(), self.password.as_ref())?;
+        let keepalive =
+            TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL);
+        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+        Ok(info.set_redis_settings(login).set_tcp_settings(tcp))
+    }
 }
 
 fn parse_url(scheme: &str, url: &str) -> Result<ConnectionInfo, String> {
@@ -113,11 +116,12 @@ mod tests {
     use super::*;
 
     fn parse(addr: &str, password: Option<&str>) -> Result<ConnectionInfo, String> {
-        parse_address(&RedisConfig {
+        RedisConfig {
             addr: Secret::new(addr),
             password: password.map(Secret::new),
             prefix: String::new(),
-        })
+        }
+        .connection_info()
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use ts_rs::TS;
 
-use crate::models::{
+use crate::protocol::models::{
     Admin, Cart, Category, Client, Delivery, Inventory, Message, Notification, Order,
     PaymentMethod, Product, Seller, SubCategory,
 };

@@ -12,7 +12,7 @@ use ureq::http::{StatusCode, Uri};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
-use super::backend::Question;
+use super::Question;
 use crate::config::{BACKEND_CALLS, KIB};
 use crate::protocol::RoomKind;
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::OpCode;
 
-use crate::clock::Moment;
 use crate::hub::socket::{Socket, TcpSocket};
+use crate::runtime::clock::Moment;
 
 /// What tungstenite reads from.
 pub(super) struct Intake {

@@ -16,13 +16,13 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Error, Message, WebSocket, error::ProtocolError};
 
 use crate::auth::Identity;
-use crate::authorization::{Authorizer, Verdict};
-use crate::clock::Moment;
-use crate::close::Close;
+use crate::auth::{Authorizer, Verdict};
 use crate::config::RateLimit;
 use crate::hub::socket::{Socket, TcpSocket};
 use crate::hub::{Broadcast, ConnectionKey, Event, HubGone, HubHandle};
+use crate::protocol::close::Close;
 use crate::protocol::{Action, ClientMessage, ErrorCode, MessageId, broadcast_frame};
+use crate::runtime::clock::Moment;
 use intake::Intake;
 use rate::Rate;
 

@@ -8,13 +8,12 @@ use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::backend::{Backend, Question, Terms};
 use super::call::{CallError, Caller};
-use super::{Authorizer, Judge, Verdict};
-use crate::auth::Identity;
+use super::{Backend, Question, Terms};
+use crate::auth::{Authorizer, Identity, Judge, Verdict};
 use crate::config::BACKEND_CALLS;
 use crate::protocol::Room;
-use crate::threads::Threads;
+use crate::runtime::threads::Threads;
 
 /// Long enough for a busy machine; no test waits for it when all is well.
 const LONG: Duration = Duration::from_secs(60);

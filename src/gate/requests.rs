@@ -4,12 +4,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::head::{Head, Version};
 use super::incoming::{Ended, Incoming, NoHead, Phase};
-use super::response::{Answer, linger, write_within};
 use super::{Context, Seat, Upgrade, forward};
 use crate::config::{KIB, MIB};
-use crate::rest::cors;
+use crate::http::cors;
+use crate::http::head::{Head, Version};
+use crate::http::response::{Answer, linger, write_within};
 
 /// Path of the WebSocket handshake.
 const WEBSOCKET_PATH: &str = "/ws";

@@ -166,12 +166,12 @@ pub fn write_within(stream: &TcpStream, mut bytes: &[u8], timeout: Duration) -> 
 }
 
 /// Sends what the socket's buffer takes at once.
-pub(super) fn send_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+pub(crate) fn send_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(stream, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
 /// Whether a call on a socket only has to be made again.
-pub(super) fn would_wait(error: &io::Error) -> bool {
+pub(crate) fn would_wait(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
@@ -187,7 +187,7 @@ pub fn refuse(stream: &TcpStream, answer: &Answer, timeout: Duration) {
 }
 
 /// Ends the stream's sending half and drains what the peer still sends.
-pub(super) fn linger(stream: &TcpStream) {
+pub(crate) fn linger(stream: &TcpStream) {
     if stream.shutdown(Shutdown::Write).is_err() {
         return;
     }

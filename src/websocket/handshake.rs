@@ -11,16 +11,17 @@ use bytes::Bytes;
 use log::info;
 use tungstenite::handshake::derive_accept_key;
 
+use crate::auth::Authorizer;
 use crate::auth::{Identity, TokenError, Verifier, bearer};
-use crate::authorization::Authorizer;
 use crate::config::AllowedOrigins;
-use crate::gate::head::Version;
-use crate::gate::response::refuse;
-use crate::gate::{Answer, Head, Upgrade};
+use crate::gate::Upgrade;
+use crate::http::head::Version;
+use crate::http::response::refuse;
+use crate::http::{Answer, Head};
 use crate::hub::socket::TcpSocket;
 use crate::hub::{ConnectionKey, Event, HubHandle, Refusal};
 use crate::metrics::Counters;
-use crate::reader::{Reader, ReaderLimits};
+use crate::websocket::reader::{Reader, ReaderLimits};
 
 /// The subprotocol under which a browser passes its token, which can set no header.
 const TOKEN_SUBPROTOCOL: &str = "bearer";

@@ -2,7 +2,7 @@
 
 use crate::config::CONNECTION_STACK_BYTES;
 use crate::hub::{Event, HubHandle, StartWriter, WriterJob};
-use crate::threads::Threads;
+use crate::runtime::threads::Threads;
 
 /// How the hub starts a writer: a thread `writer-<connection>` that ends when the hub has taken the
 /// socket back, or the socket breaks.

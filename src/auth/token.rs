@@ -1,0 +1,425 @@
+//! Token → claims → [`Identity`] (DESIGN section 4).
+//!
+//! Only the signature is jsonwebtoken's matter. The parts of the token are parsed here: a connection's
+//! stack is small, and nothing here recurses into what a peer has nested; one clock read serves all
+//! checks; a claim is judged by its JSON text, so that a float is never taken for an id.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::config::{JwtConfig, KIB, MAX_ID_BYTES};
+
+/// Longest token that is looked at, in bytes.
+pub const MAX_TOKEN_BYTES: usize = 8 * KIB;
+
+/// The end of year 9999, as time since 1970: later times count as this one, which every calendar can
+/// still print and no addition overflows.
+const FAR: Duration = Duration::from_secs(253_402_300_799);
+
+/// Who a connection or a request belongs to; checked, so that it can be trusted from here on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// `sub`, else `user_id`, else `id`.
+    pub user_id: String,
+    /// `role` in lower case; empty when the token has none.
+    pub role: String,
+    /// `seller_id`, else `id_seller`, else `reference_id` of role seller.
+    pub seller_id: Option<String>,
+    /// `id_client`, else `reference_id` of role client.
+    pub client_id: Option<String>,
+    /// `exp`, with `JWT_LEEWAY` added: when the token stops being accepted. At most the year 9999.
+    pub expires_at: SystemTime,
+}
+
+impl Identity {
+    /// Whether the role is admin.
+    pub fn is_admin(&self) -> bool {
+        self.role == "admin"
+    }
+}
+
+/// Why a token was refused. `Display` is a short reason for a log line, without any of the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TokenError {
+    /// There is no token, or it is empty.
+    Missing,
+    /// Over [`MAX_TOKEN_BYTES`].
+    TooLong,
+    /// Not three parts of base64url JSON objects, or a claim is there twice.
+    Malformed,
+    /// `alg` is missing or not HS256, HS384 or HS512.
+    AlgorithmNotAllowed,
+    /// The header has `crit`: it demands an extension, and none is understood (RFC 7515 section 4.1.11).
+    UnknownExtension,
+    /// The signature is not that of `JWT_SECRET`.
+    BadSignature,
+    /// `exp` is missing.
+    NoExpiry,
+    /// `exp` has passed.
+    Expired,
+    /// `nbf` or `iat` is still to come.
+    NotYetValid,
+    /// `exp`, `nbf` or `iat`, as named, is not a number.
+    BadTime(&'static str),
+    /// None of `sub`, `user_id` and `id` is there.
+    NoUserId,
+    /// The claim of this name is neither 1 to 128 visible characters nor an integer.
+    BadId(&'static str),
+    /// `role` is not a string of at most 128 bytes.
+    BadRole,
+    /// `iss` is not `JWT_ISSUER`.
+    WrongIssuer,
+    /// `aud` does not contain `JWT_AUDIENCE`.
+    WrongAudience,
+}
+
+impl TokenError {
+    /// What the client is told: less than the log, as it may not be who the token was made for.
+    pub fn client_text(self) -> &'static str {
+        match self {
+            Self::Missing => "missing token",
+            Self::Expired => "token expired",
+            _ => "invalid token",
+        }
+    }
+
+    /// [`Self::client_text`] as a code: `missing_token`, `token_expired` or `invalid_token`.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Missing => "missing_token",
+            Self::Expired => "token_expired",
+            _ => "invalid_token",
+        }
+    }
+}
+
+impl fmt::Display for TokenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::Missing => "missing",
+            Self::TooLong => "too long",
+            Self::Malformed => "malformed",
+            Self::AlgorithmNotAllowed => "algorithm not allowed",
+            Self::UnknownExtension => "unknown extension",
+            Self::BadSignature => "bad signature",
+            Self::NoExpiry => "no exp",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not yet valid",
+            Self::BadTime(claim) => return write!(f, "bad time in {claim}"),
+            Self::NoUserId => "no user id",
+            Self::BadId(claim) => return write!(f, "bad id in {claim}"),
+            Self::BadRole => "bad role",
+            Self::WrongIssuer => "wrong issuer",
+            Self::WrongAudience => "wrong audience",
+        };
+        f.write_str(text)
+    }
+}
+
+impl std::error::Error for TokenError {}
+
+/// Why no verifier could be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VerifierError {
+    /// The secret is empty: anyone could sign.
+    EmptySecret,
+    /// A token signed with the secret at start-up was refused.
+    SelfTest(TokenError),
+}
+
+impl fmt::Display for VerifierError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmptySecret => f.write_str("JWT_SECRET is empty"),
+            Self::SelfTest(error) => {
+                write!(f, "a token signed with JWT_SECRET is refused: {error}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for VerifierError {}
+
+/// Checks tokens; shared by all connections through an `Arc`. Its `Debug` hides the secret.
+#[derive(Debug)]
+pub struct Verifier {
+    key: DecodingKey,
+    issuer: Option<String>,
+    audience: Option<String>,
+    leeway: Duration,
+}
+
+impl Verifier {
+    /// A verifier that has proved itself on a token of its own.
+    ///
+    /// # Errors
+    /// When the secret is empty, or the crypto of this build does not work.
+    pub fn new(config: &JwtConfig) -> Result<Self, VerifierError> {
+        if config.secret.expose().is_empty() {
+            return Err(VerifierError::EmptySecret);
+        }
+        let verifier = Self {
+            key: DecodingKey::from_secret(config.secret.expose().as_bytes()),
+            issuer: config.issuer.clone(),
+            audience: config.audience.clone(),
+            leeway: config.leeway,
+        };
+        verifier.test_itself(config).map_err(VerifierError::SelfTest)?;
+        Ok(verifier)
+    }
+
+    /// A wrong choice of crypto features panics at the first use: it shall be here, not at a client's.
+    fn test_itself(&self, config: &JwtConfig) -> Result<(), TokenError> {
+        let claims = serde_json::json!({
+            "sub": "self-test", "exp": 1, "iss": config.issuer, "aud": config.audience,
+        });
+        let key = EncodingKey::from_secret(config.secret.expose().as_bytes());
+        for alg in ["HS256", "HS384", "HS512"] {
+            let message = format!(
+                "{}.{}",
+                URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"{alg}"}}"#)),
+                URL_SAFE_NO_PAD.encode(claims.to_string())
+            );
+            let signature = crypto::sign(message.as_bytes(), &key, algorithm(alg)?)
+                .map_err(|_| TokenError::AlgorithmNotAllowed)?;
+            self.verify_at(&format!("{message}.{signature}"), Duration::ZERO)?;
+        }
+        Ok(())
+    }
+
+    /// Checks a token and says whose it is.
+    ///
+    /// # Errors
+    /// The reason of the refusal.
+    pub fn verify(&self, token: &str) -> Result<Identity, TokenError> {
+        // A clock before 1970 expires nothing, but then nothing else works either.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.verify_at(token, now)
+    }
+
+    /// [`Self::verify`] at a time since 1970.
+    fn verify_at(&self, token: &str, now: Duration) -> Result<Identity, TokenError> {
+        let payload = self.signed_payload(token)?;
+        let claims: Claims<'_> = parse_object(&payload)?;
+        let expires = self.check_times(&claims, now)?;
+        self.check_parties(&claims)?;
+        let role = claims.role()?;
+        Ok(Identity {
+            user_id: claims.user_id()?,
+            seller_id: claims.seller_id(&role)?,
+            client_id: claims.client_id(&role)?,
+            role,
+            expires_at: UNIX_EPOCH.checked_add(expires).unwrap_or(UNIX_EPOCH),
+        })
+    }
+
+    /// The payload, once the signature over it has proved right.
+    fn signed_payload(&self, token: &str) -> Result<Vec<u8>, TokenError> {
+        match token.len() {
+            0 => return Err(TokenError::Missing),
+            length if length > MAX_TOKEN_BYTES => return Err(TokenError::TooLong),
+            _ => {}
+        }
+        let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+        let (header, payload) = message
+            .split_once('.')
+            .filter(|(_, payload)| !payload.contains('.'))
+            .ok_or(TokenError::Malformed)?;
+        let header_json = decode(header)?;
+        let header: JoseHeader<'_> = parse_object(&header_json)?;
+        if header.crit.is_some() {
+            return Err(TokenError::UnknownExtension);
+        }
+        let alg = header.alg.and_then(string).ok_or(TokenError::AlgorithmNotAllowed)?;
+        match crypto::verify(signature, message.as_bytes(), &self.key, algorithm(&alg)?) {
+            Ok(true) => decode(payload),
+            Ok(false) => Err(TokenError::BadSignature),
+            Err(_) => Err(TokenError::Malformed),
+        }
+    }
+
+    /// Returns when the token stops being accepted.
+    fn check_times(&self, claims: &Claims<'_>, now: Duration) -> Result<Duration, TokenError> {
+        let exp = claims.exp.ok_or(TokenError::NoExpiry).and_then(|raw| time("exp", raw))?;
+        let expires = exp.saturating_add(self.leeway).min(FAR);
+        if expires <= now {
+            return Err(TokenError::Expired);
+        }
+        let latest = now.saturating_add(self.leeway);
+        for (claim, raw) in [("nbf", claims.nbf), ("iat", claims.iat)] {
+            if raw.map(|raw| time(claim, raw)).transpose()?.is_some_and(|from| from > latest) {
+                return Err(TokenError::NotYetValid);
+            }
+        }
+        Ok(expires)
+    }
+
+    fn check_parties(&self, claims: &Claims<'_>) -> Result<(), TokenError> {
+        if self.issuer.is_some() && claims.iss.and_then(string) != self.issuer {
+            return Err(TokenError::WrongIssuer);
+        }
+        let is_meant = |audience: &String| {
+            claims.aud.is_some_and(|raw| match string(raw) {
+                Some(single) => single == *audience,
+                None => serde_json::from_str(raw.get())
+                    .is_ok_and(|several: Vec<String>| several.contains(audience)),
+            })
+        };
+        if self.audience.as_ref().is_some_and(|audience| !is_meant(audience)) {
+            return Err(TokenError::WrongAudience);
+        }
+        Ok(())
+    }
+}
+
+/// The members of the header that matter; a `kid`, `jwk` or `jku` chooses no key here.
+#[derive(Deserialize)]
+struct JoseHeader<'a> {
+    #[serde(borrow, default)]
+    alg: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    crit: Option<&'a RawValue>,
+}
+
+/// The claims that matter, as JSON text; `null` counts as absent, and one that is there twice as an
+/// error. Others are skipped.
+#[derive(Deserialize)]
+struct Claims<'a> {
+    #[serde(borrow, default)]
+    sub: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    user_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    role: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    seller_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    id_seller: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    id_client: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    reference_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    exp: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    nbf: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    iat: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    iss: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    aud: Option<&'a RawValue>,
+}
+
+impl<'a> Claims<'a> {
+    fn role(&self) -> Result<String, TokenError> {
+        let Some(raw) = self.role else { return Ok(String::new()) };
+        string(raw)
+            .filter(|role| role.len() <= MAX_ID_BYTES)
+            .map(|role| role.to_ascii_lowercase())
+            .ok_or(TokenError::BadRole)
+    }
+
+    fn user_id(&self) -> Result<String, TokenError> {
+        first_id([("sub", self.sub), ("user_id", self.user_id), ("id", self.id)])?
+            .ok_or(TokenError::NoUserId)
+    }
+
+    fn seller_id(&self, role: &str) -> Result<Option<String>, TokenError> {
+        first_id([
+            ("seller_id", self.seller_id),
+            ("id_seller", self.id_seller),
+            ("reference_id", self.reference_of(role, "seller")),
+        ])
+    }
+
+    fn client_id(&self, role: &str) -> Result<Option<String>, TokenError> {
+        first_id([
+            ("id_client", self.id_client),
+            ("reference_id", self.reference_of(role, "client")),
+        ])
+    }
+
+    fn reference_of(&self, role: &str, wanted: &str) -> Option<&'a RawValue> {
+        self.reference_id.filter(|_| role == wanted)
+    }
+}
+
+/// The first claim that is there decides: a bad one is not passed over for the next.
+fn first_id<const N: usize>(
+    claims: [(&'static str, Option<&RawValue>); N],
+) -> Result<Option<String>, TokenError> {
+    claims
+        .into_iter()
+        .find_map(|(name, raw)| Some((name, raw?)))
+        .map(|(name, raw)| id(raw).ok_or(TokenError::BadId(name)))
+        .transpose()
+}
+
+/// 1 to 128 visible ASCII characters, or an integer of 64 bits.
+fn id(raw: &RawValue) -> Option<String> {
+    if let Some(text) = string(raw) {
+        let visible = text.bytes().all(|b| b.is_ascii_graphic());
+        return ((1..=MAX_ID_BYTES).contains(&text.len()) && visible).then_some(text);
+    }
+    let number = raw.get();
+    let signed = number.parse::<i64>().map(|n| n.to_string());
+    signed.or_else(|_| number.parse::<u64>().map(|n| n.to_string())).ok()
+}
+
+/// A NumericDate (RFC 7519 section 2): seconds since 1970, fractions allowed; one before 1970 counts
+/// as 1970, one past [`FAR`] as that.
+fn time(claim: &'static str, raw: &RawValue) -> Result<Duration, TokenError> {
+    let text = raw.get();
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds).min(FAR));
+    }
+    let is_number = text.starts_with(|c: char| c == '-' || c.is_ascii_digit());
+    let seconds: f64 =
+        is_number.then(|| text.parse().ok()).flatten().ok_or(TokenError::BadTime(claim))?;
+    Ok(Duration::try_from_secs_f64(seconds.max(0.0)).map_or(FAR, |time| time.min(FAR)))
+}
+
+fn algorithm(name: &str) -> Result<Algorithm, TokenError> {
+    match name {
+        "HS256" => Ok(Algorithm::HS256),
+        "HS384" => Ok(Algorithm::HS384),
+        "HS512" => Ok(Algorithm::HS512),
+        _ => Err(TokenError::AlgorithmNotAllowed),
+    }
+}
+
+fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)
+}
+
+/// A struct also deserialises from an array; only an object is meant.
+fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, TokenError> {
+    let is_object = json.trim_ascii_start().starts_with(b"{");
+    is_object.then(|| serde_json::from_slice(json).ok()).flatten().ok_or(TokenError::Malformed)
+}
+
+fn string(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+/// The token in the value of an `Authorization` header: the scheme `Bearer` in any case, spaces, and
+/// exactly one token (RFC 6750 section 2.1).
+pub fn bearer(header_value: &str) -> Option<&str> {
+    let (scheme, token) = header_value.trim_matches([' ', '\t']).split_once(' ')?;
+    let token = token.trim_start_matches(' ');
+    let is_one = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic() && b != b',');
+    (scheme.eq_ignore_ascii_case("bearer") && is_one).then_some(token)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

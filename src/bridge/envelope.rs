@@ -1,0 +1,111 @@
+//! The leading member by which an instance knows its own messages and repeated ones.
+//!
+//! What is published is the client-visible JSON object with one member put in front,
+//! `{"origin":"<uuid>:<n>",…}`. It is found and taken off by position: nothing is parsed.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+const OPENING: &str = r#"{"origin":""#;
+/// Length of a UUID in its hyphenated form.
+const UUID_BYTES: usize = 36;
+/// Origins that are remembered; an instance restarts with a new one.
+const ORIGINS: usize = 1024;
+/// Bytes that an envelope may add to a message; it adds at most 69.
+pub(super) const ENVELOPE_BYTES: usize = 1024;
+
+/// Who publishes, and the number of its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Origin {
+    /// Random at each start of an instance.
+    pub(super) instance: Uuid,
+    /// Rises with every message, from 1.
+    pub(super) number: u64,
+}
+
+impl Origin {
+    /// Puts the leading member before a payload; `None` when that is not a JSON object.
+    pub(super) fn wrap(self, payload: &[u8]) -> Option<Vec<u8>> {
+        let members = payload.strip_prefix(b"{")?;
+        let comma = if members == b"}" { "" } else { "," };
+        let head = format!("{OPENING}{}:{}\"{comma}", self.instance, self.number);
+        let mut out = Vec::with_capacity(head.len() + members.len());
+        out.extend_from_slice(head.as_bytes());
+        out.extend_from_slice(members);
+        Some(out)
+    }
+
+    /// Takes the leading member off: the origin, and what followed it, without the `{`. `None` when
+    /// the text does not begin with exactly that form, and so is foreign.
+    pub(super) fn unwrap(text: &str) -> Option<(Self, &str)> {
+        let (instance, rest) = text.strip_prefix(OPENING)?.split_at_checked(UUID_BYTES)?;
+        let (number, rest) = rest.strip_prefix(':')?.split_once('"')?;
+        let origin = Self { instance: parse_instance(instance)?, number: parse_number(number)? };
+        let members = match rest.strip_prefix(',') {
+            Some(members) if members != "}" => members,
+            None if rest == "}" => rest,
+            _ => return None,
+        };
+        Some((origin, members))
+    }
+}
+
+/// Only the form that [`Origin::wrap`] writes: lower case, hyphens.
+fn parse_instance(text: &str) -> Option<Uuid> {
+    if text.bytes().any(|b| b.is_ascii_uppercase()) {
+        return None;
+    }
+    Uuid::try_parse(text).ok()
+}
+
+/// Only the form that [`Origin::wrap`] writes: digits, from 1, no leading zero.
+fn parse_number(text: &str) -> Option<u64> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    if digits { text.parse().ok() } else { None }
+}
+
+/// The highest number seen of each of the last 1,024 origins.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    origins: HashMap<Uuid, Highest>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Highest {
+    number: u64,
+    used: u64,
+}
+
+impl Seen {
+    /// Whether this message is above all that were seen of its origin; from now on it is seen.
+    pub(super) fn advance(&mut self, origin: Origin) -> bool {
+        self.clock += 1;
+        if let Some(highest) = self.origins.get_mut(&origin.instance) {
+            highest.used = self.clock;
+            let new = origin.number > highest.number;
+            highest.number = highest.number.max(origin.number);
+            return new;
+        }
+        self.make_room();
+        self.origins.insert(origin.instance, Highest { number: origin.number, used: self.clock });
+        true
+    }
+
+    /// Forgets the origin that was silent for longest. A walk over all is cheap enough for what
+    /// happens once per restart of an instance.
+    fn make_room(&mut self) {
+        if self.origins.len() < ORIGINS {
+            return;
+        }
+        let oldest = self.origins.iter().min_by_key(|(_, h)| h.used).map(|(instance, _)| *instance);
+        if let Some(instance) = oldest {
+            self.origins.remove(&instance);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

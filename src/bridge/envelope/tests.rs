@@ -1,0 +1,110 @@
+//! Verifies that an envelope comes off as it was put on, and that nothing else is taken for one.
+
+use super::*;
+use proptest::prelude::*;
+
+const ID: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+
+fn origin(number: u64) -> Origin {
+    Origin { instance: Uuid::try_parse(ID).unwrap(), number }
+}
+
+fn unwrapped(text: &str) -> Option<(Origin, String)> {
+    Origin::unwrap(text).map(|(origin, members)| (origin, format!("{{{members}")))
+}
+
+#[test]
+fn the_member_goes_in_front_and_comes_off_again() {
+    for (payload, wire) in [
+        (r#"{"a":1}"#, format!(r#"{{"origin":"{ID}:7","a":1}}"#)),
+        ("{}", format!(r#"{{"origin":"{ID}:7"}}"#)),
+    ] {
+        assert_eq!(origin(7).wrap(payload.as_bytes()).unwrap(), wire.as_bytes());
+        assert_eq!(unwrapped(&wire), Some((origin(7), payload.to_owned())));
+    }
+    assert_eq!(origin(1).wrap(b"[]"), None);
+    assert_eq!(origin(1).wrap(b""), None);
+    let longest = origin(u64::MAX).wrap(b"{}").unwrap().len();
+    assert!(longest < ENVELOPE_BYTES);
+}
+
+#[test]
+fn other_forms_are_foreign() {
+    for text in [
+        "".to_owned(),
+        "{}".to_owned(),
+        r#"{"origin":"shop","a":1}"#.to_owned(),
+        r#"{"origin":"#.to_owned(),
+        r#"{"origin":{"a":1}}"#.to_owned(),
+        format!(r#"{{"origin":"{ID}","a":1}}"#),
+        format!(r#"{{"origin":"{ID}:","a":1}}"#),
+        format!(r#"{{"origin":"{ID}:0","a":1}}"#),
+        format!(r#"{{"origin":"{ID}:01","a":1}}"#),
+        format!(r#"{{"origin":"{ID}:+1","a":1}}"#),
+        format!(r#"{{"origin":"{ID}:-1","a":1}}"#),
+        format!(r#"{{"origin":"{ID}:18446744073709551616","a":1}}"#),
+        format!(r#"{{"origin":"{ID}:1" ,"a":1}}"#),
+        format!(r#"{{"origin":"{ID}:1"}} "#),
+        format!(r#"{{"origin":"{ID}:1",}}"#),
+        format!(r#"{{"origin":"{ID}:1"#),
+        format!(r#"{{ "origin":"{ID}:1","a":1}}"#),
+        format!(r#"{{"a":1,"origin":"{ID}:1"}}"#),
+        format!(r#"{{"origin":"{}:1","a":1}}"#, ID.to_uppercase()),
+        format!(r#"{{"origin":"{}:1","a":1}}"#, ID.replace('-', "0")),
+        format!(r#"{{"origin":"{}é:1","a":1}}"#, &ID[..35]),
+    ] {
+        assert_eq!(unwrapped(&text), None, "{text}");
+    }
+}
+
+#[test]
+fn only_higher_numbers_are_new() {
+    let mut seen = Seen::default();
+    let numbers = [1, 2, 2, 1, 5, 4, 6].map(|n| seen.advance(origin(n)));
+    assert_eq!(numbers, [true, true, false, false, true, false, true]);
+}
+
+#[test]
+fn the_origin_silent_for_longest_is_forgotten_first() {
+    let mut seen = Seen::default();
+    let other = |n: usize| Origin { instance: Uuid::from_u128(n as u128), number: 9 };
+    assert!(seen.advance(origin(5)));
+    for n in 1..ORIGINS {
+        assert!(seen.advance(other(n)));
+    }
+    assert!(!seen.advance(origin(5)));
+    assert!(seen.advance(other(ORIGINS)));
+    assert_eq!(seen.origins.len(), ORIGINS);
+    assert!(!seen.advance(origin(5)), "it spoke lately");
+    assert!(seen.advance(other(1)), "it was forgotten");
+}
+
+proptest! {
+    #[test]
+    fn taking_off_is_the_inverse_of_putting_on(
+        instance: u128, number in 1_u64.., members in "\\PC{0,80}",
+    ) {
+        let origin = Origin { instance: Uuid::from_u128(instance), number };
+        let payload = format!("{{{members}");
+        let wire = String::from_utf8(origin.wrap(payload.as_bytes()).unwrap()).unwrap();
+        prop_assert_eq!(unwrapped(&wire), Some((origin, payload)));
+    }
+
+    #[test]
+    fn one_wrong_character_makes_it_foreign_or_another_origin(
+        instance: u128, number in 1_u64.., at in 0..70_usize, wrong in any::<char>(),
+    ) {
+        let origin = Origin { instance: Uuid::from_u128(instance), number };
+        let wire = String::from_utf8(origin.wrap(br#"{"a":1}"#).unwrap()).unwrap();
+        let changed: String =
+            wire.chars().enumerate().map(|(i, c)| if i == at { wrong } else { c }).collect();
+        if let Some((origin, payload)) = unwrapped(&changed) {
+            prop_assert_eq!(origin.wrap(payload.as_bytes()).unwrap(), changed.into_bytes());
+        }
+    }
+
+    #[test]
+    fn no_text_panics(text in "(\\{\"origin\":\")?\\PC{0,60}") {
+        let _ = Origin::unwrap(&text);
+    }
+}

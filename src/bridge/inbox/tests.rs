@@ -1,0 +1,131 @@
+//! Verifies what becomes of each kind of message from the broker.
+
+use super::*;
+use crate::protocol::{Room, frame_payload};
+
+const OTHER: Uuid = Uuid::from_u128(7);
+
+struct Fixture(Inbox, Channels);
+
+impl Fixture {
+    fn new() -> Self {
+        let own = Uuid::from_u128(5);
+        Self(Inbox::new(own), Channels::new("", own))
+    }
+
+    fn read(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> Received {
+        self.0.read(&self.1, channel, payload.as_ref())
+    }
+
+    fn delivered(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> (Target, String) {
+        match self.read(channel, payload) {
+            Received::Deliver(d) => {
+                (d.target, String::from_utf8(frame_payload(&d.frame).to_vec()).unwrap())
+            }
+            other => panic!("not delivered: {other:?}"),
+        }
+    }
+
+    fn dropped(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> DropReason {
+        match self.read(channel, payload) {
+            Received::Drop(reason) => reason,
+            other => panic!("not dropped: {other:?}"),
+        }
+    }
+}
+
+fn wire(instance: Uuid, number: u64, payload: &str) -> Vec<u8> {
+    Origin { instance, number }.wrap(payload.as_bytes()).unwrap()
+}
+
+#[test]
+fn messages_of_other_instances_are_unwrapped_once_and_in_order() {
+    let mut f = Fixture::new();
+    let room = Target::Room(Room::parse("order-1").unwrap());
+    let (first, third) = (wire(OTHER, 1, r#"{"a":1}"#), wire(OTHER, 3, "{}"));
+    assert_eq!(f.delivered("ws:room:order-1", &first), (room.clone(), r#"{"a":1}"#.into()));
+    assert_eq!(f.dropped("ws:room:order-1", &first), DropReason::Repeated);
+    assert_eq!(f.delivered("ws:broadcast", &third), (Target::Everyone, "{}".into()));
+    assert_eq!(f.dropped("ws:user:5", wire(OTHER, 2, "{}")), DropReason::Repeated);
+    let own = wire(f.0.instance, 9, "{}");
+    assert!(matches!(f.read("ws:room:order-1", own), Received::Own));
+}
+
+#[test]
+fn foreign_messages_are_delivered_as_they_are() {
+    let mut f = Fixture::new();
+    let user = Target::User("5".into());
+    for text in [r#"{"event":"x"}"#, r#"{"origin":"shop"}"#, "plain", "", "\u{0}ü", " [1, 2] "] {
+        assert_eq!(f.delivered("ws:user:5", text), (user.clone(), text.to_owned()));
+    }
+}
+
+#[test]
+fn sizes_are_counted_without_the_envelope() {
+    let mut f = Fixture::new();
+    let full = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_NOTIFICATION_BYTES - 8));
+    assert_eq!(full.len(), MAX_NOTIFICATION_BYTES);
+    assert_eq!(f.delivered("ws:broadcast", &full).1.len(), MAX_NOTIFICATION_BYTES);
+    assert_eq!(f.delivered("ws:broadcast", wire(OTHER, 1, &full)).1, full);
+    assert_eq!(f.dropped("ws:broadcast", full.clone() + " "), DropReason::TooLarge);
+    let huge = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_NOTIFICATION_BYTES + 1024));
+    assert_eq!(f.dropped("ws:broadcast", wire(OTHER, 2, &huge)), DropReason::TooLarge);
+    let event = format!(r#"{{"type":"ADMIN_STATS_UPDATED","a":"{}"}}"#, "x".repeat(65_536));
+    assert_eq!(f.dropped("events", event), DropReason::TooLarge);
+}
+
+#[test]
+fn events_reach_their_role_as_they_are() {
+    let mut f = Fixture::new();
+    let admin = r#" {"x":[1.0],"type":"ADMIN_STATS_UPDATED"}"#;
+    assert_eq!(f.delivered("events", admin), (Target::Admins, admin.to_owned()));
+    for (id, seller) in [(r#""5""#, "5"), ("5", "5"), ("-7", "-7"), (r#""a\u002db""#, "a-b")] {
+        let event = format!(r#"{{"type":"SELLER_STATS_\u0055PDATED","seller_id":{id}}}"#);
+        assert_eq!(f.delivered("events", &event), (Target::Seller(seller.into()), event));
+    }
+}
+
+#[test]
+fn junk_is_dropped_for_its_reason() {
+    use DropReason::{BadChannel, BadEvent, NotUtf8, UnknownEvent};
+    let mut f = Fixture::new();
+    for (channel, payload, reason) in [
+        ("ws:room:a", &b"\xff"[..], NotUtf8),
+        ("ws:user:5", b"\xc3", NotUtf8),
+        ("ws:room:", b"{}", BadChannel),
+        ("ws:room:a b", b"{}", BadChannel),
+        ("ws:room:order-", b"{}", BadChannel),
+        ("ws:user:", b"{}", BadChannel),
+        ("elsewhere", b"{}", BadChannel),
+        ("events", b"\xff", NotUtf8),
+        ("events", b"", BadEvent),
+        ("events", b"x", BadEvent),
+        ("events", b"5", BadEvent),
+        ("events", b"{}", BadEvent),
+        ("events", br#"{"type":5}"#, BadEvent),
+        ("events", br#"{"type":"ADMIN_STATS_UPDATED""#, BadEvent),
+        ("events", br#"{"type":"A","type":"ADMIN_STATS_UPDATED"}"#, BadEvent),
+        ("events", br#"{"type":"SELLER_STATS_UPDATED"}"#, BadEvent),
+        ("events", br#"{"type":"SELLER_STATS_UPDATED","seller_id":null}"#, BadEvent),
+        ("events", br#"{"type":"SELLER_STATS_UPDATED","seller_id":""}"#, BadEvent),
+        ("events", br#"{"type":"SELLER_STATS_UPDATED","seller_id":1.5}"#, BadEvent),
+        ("events", br#"{"type":"SELLER_STATS_UPDATED","seller_id":"a b"}"#, BadEvent),
+        ("events", br#"{"type":"SELLER_STATS_UPDATED","seller_id":[5]}"#, BadEvent),
+        ("events", br#"{"type":"PRICE_CHANGED"}"#, UnknownEvent),
+    ] {
+        let text = String::from_utf8_lossy(payload);
+        assert_eq!(f.dropped(channel, payload), reason, "{channel} {text}");
+    }
+    let probe = f.1.probe().to_owned();
+    assert!(matches!(f.read(&probe, "12"), Received::Probe(12)));
+    assert_eq!(f.dropped(&probe, "x"), BadChannel);
+}
+
+#[test]
+fn deep_events_do_not_overflow_the_stack() {
+    let mut f = Fixture::new();
+    let deep = format!(r#"{{"type":"X","a":{}"#, "[".repeat(60_000));
+    assert_eq!(f.dropped("events", deep), DropReason::BadEvent);
+    let deep = format!(r#"{{"type":"X","seller_id":{}"#, "[".repeat(60_000));
+    assert_eq!(f.dropped("events", deep), DropReason::BadEvent);
+}

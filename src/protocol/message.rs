@@ -1,0 +1,279 @@
+//! Messages of clients, as JSON, and the frames that answer and carry them.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use super::frame::{OPCODE_TEXT, frame, text_frame};
+use super::room::{BadRoom, Room};
+
+/// The errors a client can be told, with the codes and texts of DESIGN section 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    /// Not a JSON object, or a binary message, or an `id` that is neither string nor number.
+    InvalidJson,
+    /// An unknown `type`.
+    UnsupportedType,
+    /// No `room`, not a string, or empty.
+    InvalidRoom(Action),
+    /// A room name of the wrong form.
+    InvalidRoomFormat,
+    /// Rules or backend say no.
+    NotAuthorized,
+    /// Over `MAX_ROOMS_PER_CLIENT`.
+    TooManyRooms,
+    /// Over the rate.
+    RateLimited,
+    /// The backend failed or did not answer in time.
+    ServerError,
+}
+
+impl ErrorCode {
+    /// The `code` of the error message.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::InvalidJson => "invalid_json",
+            Self::UnsupportedType => "unsupported_type",
+            Self::InvalidRoom(_) => "invalid_room",
+            Self::InvalidRoomFormat => "invalid_room_format",
+            Self::NotAuthorized => "not_authorized",
+            Self::TooManyRooms => "too_many_rooms",
+            Self::RateLimited => "rate_limited",
+            Self::ServerError => "server_error",
+        }
+    }
+
+    /// The `error` text of the error message.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::InvalidJson => "invalid json",
+            Self::UnsupportedType => "unsupported message type",
+            Self::InvalidRoom(Action::Join) => "missing or invalid room for join",
+            Self::InvalidRoom(Action::Leave) => "missing or invalid room for leave",
+            Self::InvalidRoom(Action::Broadcast) => "missing or invalid room for broadcast",
+            Self::InvalidRoomFormat => "invalid room format",
+            Self::NotAuthorized => "not authorized",
+            Self::TooManyRooms => "too many rooms",
+            Self::RateLimited => "rate limited",
+            Self::ServerError => "server error",
+        }
+    }
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Enter a room.
+    Join,
+    /// Leave a room.
+    Leave,
+    /// Send to a room.
+    Broadcast,
+}
+
+/// The `id` of a client's message, as JSON text, to be repeated in the reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageId(Box<str>);
+
+/// One message of a client.
+#[derive(Debug, Clone)]
+pub struct ClientMessage<'a> {
+    /// `type`.
+    pub action: Action,
+    /// `payload.room`.
+    pub room: Room,
+    /// `payload.body` as it came, `null` when missing; only a broadcast uses it.
+    pub body: &'a str,
+    /// `id`, where there is one.
+    pub id: Option<MessageId>,
+}
+
+/// What is wrong with a client's message, and the id to repeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadMessage {
+    /// What is wrong.
+    pub code: ErrorCode,
+    /// `id`, where there is a valid one.
+    pub id: Option<MessageId>,
+}
+
+/// The members as raw JSON: each is judged on its own, so that every mistake gets its own answer.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    payload: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Payload<'a> {
+    #[serde(borrow, default)]
+    room: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    body: Option<&'a RawValue>,
+}
+
+/// Unlike `Option`'s own rule, an explicit `null` counts as present.
+fn present<'de: 'a, 'a, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl<'a> ClientMessage<'a> {
+    /// Parses one text message.
+    ///
+    /// # Errors
+    /// The code of DESIGN section 3, with the message's id where it has one.
+    pub fn parse(text: &'a str) -> Result<Self, BadMessage> {
+        let bad = |code, id: &Option<MessageId>| BadMessage { code, id: id.clone() };
+        let envelope: Envelope<'a> =
+            parse_object(text).ok_or_else(|| bad(ErrorCode::InvalidJson, &None))?;
+        let id = match envelope.id {
+            None => None,
+            Some(raw)
+                if raw.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit()) =>
+            {
+                Some(MessageId(raw.get().into()))
+            }
+            Some(_) => return Err(bad(ErrorCode::InvalidJson, &None)),
+        };
+        let kind = envelope.kind.and_then(string);
+        let action = match kind.as_deref() {
+            Some("join") => Action::Join,
+            Some("leave") => Action::Leave,
+            Some("broadcast") => Action::Broadcast,
+            _ => return Err(bad(ErrorCode::UnsupportedType, &id)),
+        };
+        let payload: Option<Payload<'a>> = envelope.payload.and_then(|raw| parse_object(raw.get()));
+        let name = payload
+            .as_ref()
+            .and_then(|payload| string(payload.room?))
+            .filter(|name| !name.is_empty())
+            .ok_or_else(|| bad(ErrorCode::InvalidRoom(action), &id))?;
+        let room = Room::parse(&name).map_err(|BadRoom| bad(ErrorCode::InvalidRoomFormat, &id))?;
+        let body = payload.and_then(|payload| payload.body).map_or("null", RawValue::get);
+        Ok(Self { action, room, body, id })
+    }
+}
+
+/// A struct also deserialises from an array; only an object is meant.
+fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
+    let is_object = text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{');
+    is_object.then(|| serde_json::from_str(text).ok()).flatten()
+}
+
+fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let quoted = raw.get().strip_prefix('"')?.strip_suffix('"')?;
+    if quoted.contains('\\') {
+        serde_json::from_str(raw.get()).ok().map(Cow::Owned)
+    } else {
+        // Without an escape the text is what stands between the quotes.
+        Some(Cow::Borrowed(quoted))
+    }
+}
+
+/// `type` of a reply to a message that carried an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// Joined the room.
+    Joined,
+    /// Left the room, or was not in it.
+    Left,
+    /// The broadcast was accepted.
+    Sent,
+}
+
+impl Reply {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Joined => "joined",
+            Self::Left => "left",
+            Self::Sent => "sent",
+        }
+    }
+
+    /// The frame that answers: JSON with an id, the plain text that old clients know without; a
+    /// broadcast without an id is not answered.
+    pub fn frame(self, room: &Room, id: Option<&MessageId>) -> Option<Bytes> {
+        let kind = self.as_str();
+        match (self, id) {
+            (_, Some(id)) => Some(text_frame(&format!(
+                r#"{{"type":"{kind}","id":{},"payload":{{"room":"{room}"}}}}"#,
+                id.0
+            ))),
+            (Self::Sent, None) => None,
+            (_, None) => Some(text_frame(&format!("{kind} {room}"))),
+        }
+    }
+}
+
+/// The frame of an error message.
+pub fn error_frame(code: ErrorCode, id: Option<&MessageId>) -> Bytes {
+    let (code, text) = (code.code(), code.text());
+    text_frame(&match id {
+        Some(id) => format!(
+            r#"{{"type":"error","id":{},"payload":{{"code":"{code}","error":"{text}"}}}}"#,
+            id.0
+        ),
+        None => format!(r#"{{"type":"error","payload":{{"code":"{code}","error":"{text}"}}}}"#),
+    })
+}
+
+/// The frame of a client's broadcast; the body's bytes are passed on as they came.
+pub fn broadcast_frame(from: &str, room: &Room, at: OffsetDateTime, body: &str) -> Bytes {
+    let ts = timestamp(at);
+    let parts = [
+        br#"{"from":""#,
+        from.as_bytes(),
+        br#"","room":""#,
+        room.as_str().as_bytes(),
+        br#"","ts":""#,
+        &ts,
+        br#"","body":"#,
+        body.as_bytes(),
+        b"}",
+    ];
+    frame(OPCODE_TEXT, &parts)
+}
+
+/// `2026-01-02T03:04:05.678Z`: RFC 3339 in UTC, milliseconds, as JavaScript's `toISOString`.
+fn timestamp(at: OffsetDateTime) -> [u8; 24] {
+    let format =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    let mut text = *b"1970-01-01T00:00:00.000Z";
+    // It has 24 bytes until the year 9999.
+    let _ = at.format_into(&mut text.as_mut_slice(), &format);
+    text
+}
+
+/// The frame of a notification; `data` is JSON and is passed on as it came.
+pub fn notification_frame(event: &str, data: &str, to: &str) -> Bytes {
+    let (event, to) = (json_string(event), json_string(to));
+    let parts = [
+        br#"{"event":"#,
+        event.as_bytes(),
+        br#","data":"#,
+        data.as_bytes(),
+        br#","to":"#,
+        to.as_bytes(),
+        b"}",
+    ];
+    frame(OPCODE_TEXT, &parts)
+}
+
+fn json_string(text: &str) -> String {
+    // A &str always serialises.
+    serde_json::to_string(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

@@ -1,0 +1,6 @@
+//! What the service runs on: threads, the channel between them, the clock, and what the system allows.
+
+pub mod capacity;
+pub mod channel;
+pub mod clock;
+pub mod threads;
