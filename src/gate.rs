@@ -24,13 +24,13 @@ use crate::config::{
     SOCKET_RECEIVE_BUFFER_BYTES, SOCKET_SEND_BUFFER_BYTES,
 };
 use crate::http::Head;
-use crate::http::response::{self, Answer};
+use crate::http::response::{self, Response};
 use crate::metrics::CountBy;
 use crate::rest::{PrivateSocket, Rest, RestParts};
 use crate::runtime::threads::Threads;
-use forward::Links;
-use incoming::{Phase, SharedPhase};
-use requests::Arrival;
+use forward::Pool;
+use incoming::{SharedPhase, ShutdownPhase};
+use requests::Accepted;
 
 /// How long the gate waits when the system has no descriptor or memory for another connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -95,29 +95,29 @@ struct Context {
     open: AtomicUsize,
     /// Request bodies held in memory, in bytes.
     body_bytes: AtomicUsize,
-    links: Links,
+    pool: Pool,
     upgrade: OnUpgrade,
     refused: CountBy,
 }
 
 /// A connection's place among `MAX_CONNECTIONS` or in the reserve; free again when dropped.
-struct Seat {
+struct Permit {
     context: Arc<Context>,
     reserve: bool,
 }
 
-impl Seat {
+impl Permit {
     /// `None` when the reserve is taken too.
     fn take(context: &Arc<Context>) -> Option<Self> {
         let before = context.open.fetch_add(1, Ordering::Relaxed);
         let most = context.config.max_connections;
         // Made first: whether it is returned or not, dropping it gives the place back.
-        let seat = Self { context: Arc::clone(context), reserve: before >= most };
-        (before < most + RESERVE_CONNECTIONS).then_some(seat)
+        let permit = Self { context: Arc::clone(context), reserve: before >= most };
+        (before < most + RESERVE_CONNECTIONS).then_some(permit)
     }
 }
 
-impl Drop for Seat {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.context.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -151,7 +151,7 @@ impl Gate {
         let path = socket.path().to_owned();
         let is_draining = {
             let phase = Arc::clone(&phase);
-            move || phase.get() >= Phase::Draining
+            move || phase.get() >= ShutdownPhase::Draining
         };
         let refused = rest.counters.refused.clone();
         let rest = Rest::start((socket, private), rest, Arc::new(is_draining), threads)?;
@@ -160,7 +160,7 @@ impl Gate {
             phase,
             open: AtomicUsize::new(0),
             body_bytes: AtomicUsize::new(0),
-            links: Links::connect(&path)?,
+            pool: Pool::connect(&path)?,
             upgrade,
             refused,
         });
@@ -171,7 +171,7 @@ impl Gate {
             number: 0,
             is_starved: false,
         };
-        threads.spawn_in_turn("gate", move || acceptor.run())?;
+        threads.spawn_batch("gate", move || acceptor.run())?;
         Ok(Self { addr, context, listener, _rest: rest })
     }
 
@@ -188,13 +188,13 @@ impl Gate {
     /// From now on everything but `/health` and `/ready` is answered with 503, and idle kept-alive
     /// connections end within 250 ms; running requests finish.
     pub fn drain(&self) {
-        self.context.phase.advance(Phase::Draining);
+        self.context.phase.advance(ShutdownPhase::Draining);
     }
 
     /// Ends the thread `gate`; connections that wait for a request, or for the rest of one, end within
     /// a second.
     pub fn close(&self) {
-        self.context.phase.advance(Phase::Closed);
+        self.context.phase.advance(ShutdownPhase::Closed);
         // Unblocks accept.
         let _ = SockRef::from(&*self.listener).shutdown(Shutdown::Both);
     }
@@ -231,16 +231,16 @@ struct Acceptor {
 
 impl Acceptor {
     fn run(mut self) {
-        while self.context.phase.get() < Phase::Closed {
+        while self.context.phase.get() < ShutdownPhase::Closed {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
                     self.number += 1;
-                    self.admit(Arrival { stream, peer, number: self.number });
+                    self.admit(Accepted { stream, peer, number: self.number });
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 // Descriptors or memory are used up; trying again at once would spin.
                 Err(error) => {
-                    if self.context.phase.get() < Phase::Closed {
+                    if self.context.phase.get() < ShutdownPhase::Closed {
                         self.starve("no connection can be accepted", &error);
                         std::thread::sleep(EXHAUSTED_PAUSE);
                     }
@@ -249,21 +249,21 @@ impl Acceptor {
         }
     }
 
-    fn admit(&mut self, arrival: Arrival) {
-        let Some(seat) = Seat::take(&self.context) else {
+    fn admit(&mut self, accepted: Accepted) {
+        let Some(permit) = Permit::take(&self.context) else {
             self.context.refused.count("connection_cap");
-            return turn_away(&arrival.stream, "all connections are taken");
+            return turn_away(&accepted.stream, "all connections are taken");
         };
-        let name = format!("conn-{}", arrival.number);
+        let name = format!("conn-{}", accepted.number);
         // Through a channel, so that a failed spawn leaves the socket here.
         let (hand_over, taken) = bounded(1);
         let left = taken.clone();
-        let _ = hand_over.try_send(arrival);
+        let _ = hand_over.try_send(accepted);
         let started = self.threads.spawn_small(name, CONNECTION_STACK_BYTES, move || {
-            if let Ok(arrival) = taken.try_recv() {
+            if let Ok(accepted) = taken.try_recv() {
                 // Else the channel would live as long as a WebSocket.
                 drop(taken);
-                requests::serve(seat, arrival);
+                requests::serve(permit, accepted);
             }
         });
         match started {
@@ -271,8 +271,8 @@ impl Acceptor {
             Err(error) => {
                 self.context.refused.count("no_thread");
                 self.starve("no thread is left for a connection", &error);
-                if let Ok(arrival) = left.try_recv() {
-                    turn_away(&arrival.stream, "no thread is left");
+                if let Ok(accepted) = left.try_recv() {
+                    turn_away(&accepted.stream, "no thread is left");
                 }
             }
         }
@@ -310,8 +310,8 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// 503, written without waiting: nobody delays the accept loop. What has already come is read, so that
 /// closing does not reset the connection before the answer is read.
 fn turn_away(stream: &TcpStream, message: &str) {
-    let answer = Answer::unavailable(message).closing_bytes(false);
-    let _ = response::send_now(stream, &answer);
+    let response = Response::unavailable(message).closing_bytes(false);
+    let _ = response::send_now(stream, &response);
     let _ = stream.shutdown(Shutdown::Write);
     if stream.set_nonblocking(true).is_ok() {
         let _ = (&mut &*stream).read(&mut [0; KIB]);

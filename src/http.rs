@@ -5,4 +5,4 @@ pub mod head;
 pub mod response;
 
 pub use head::Head;
-pub use response::Answer;
+pub use response::Response;

@@ -24,18 +24,18 @@ use log::{debug, info};
 use slotmap::SlotMap;
 
 pub use backlog::Drain;
-use batch::{Batch, FrameNumber};
-pub use connection::End;
-use connection::{Clocks, Connection, Due, Phase};
+use batch::{FrameBatch, FrameNumber};
+pub use connection::DisconnectReason;
+use connection::{Clocks, Connection, Due, State};
 pub use event::{
-    Broadcast, Census, ConnectionKey, Delivery, Event, HubGone, HubHandle, ListQuery,
+    Broadcast, ConnectionKey, Counts, Delivery, Event, HubGone, HubHandle, ListQuery,
     ListedConnection, Listing, Refusal, Target,
 };
 use groups::{GroupKey, Groups};
 use outbox::{BacklogLimits, Flush};
 use socket::Socket;
-use stats::Received;
-pub use stats::{Buckets, Tally};
+use stats::MessageKind;
+pub use stats::{Buckets, Stats};
 
 use crate::auth::Identity;
 use crate::config::{Config, FLUSH_FRAMES, HUB_QUEUE, TICK};
@@ -118,7 +118,7 @@ pub struct Hub {
     connections: Connections,
     rooms: Groups<Room>,
     users: Groups<Arc<str>>,
-    tally: Tally,
+    stats: Stats,
     writers: usize,
     /// Set by the shutdown, and dropped with the last connection.
     closed: Option<crossbeam_channel::Sender<Infallible>>,
@@ -128,29 +128,29 @@ pub struct Hub {
 /// The connections, and which of them have something to flush.
 #[derive(Default)]
 struct Connections {
-    places: SlotMap<ConnectionKey, Connection>,
-    touched: Vec<ConnectionKey>,
-    batch: Batch,
+    slots: SlotMap<ConnectionKey, Connection>,
+    dirty: Vec<ConnectionKey>,
+    batch: FrameBatch,
     /// Frames appended since the last flush.
     appended: usize,
 }
 
 impl Connections {
     fn open(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
-        self.places.get_mut(key).filter(|connection| connection.phase == Phase::Open)
+        self.slots.get_mut(key).filter(|connection| connection.state == State::Open)
     }
 
     /// Appends a frame for a live connection; whether it took it.
     fn append(&mut self, key: ConnectionKey, frame: FrameNumber) -> bool {
-        let Some(connection) = self.places.get_mut(key).filter(|c| c.phase == Phase::Open) else {
+        let Some(connection) = self.slots.get_mut(key).filter(|c| c.state == State::Open) else {
             return false;
         };
         connection.outbox.append(frame);
         connection.sent += 1;
         self.appended += 1;
-        if !connection.touched {
-            connection.touched = true;
-            self.touched.push(key);
+        if !connection.dirty {
+            connection.dirty = true;
+            self.dirty.push(key);
         }
         true
     }
@@ -165,7 +165,7 @@ impl Connections {
 
     fn append_where(&mut self, frame: Bytes, wanted: impl Fn(&Identity) -> bool) -> usize {
         let keys: Vec<_> = self
-            .places
+            .slots
             .iter()
             .filter(|(_, connection)| wanted(&connection.identity))
             .map(|(key, _)| key)
@@ -173,10 +173,10 @@ impl Connections {
         self.append_all(&keys, frame)
     }
 
-    fn touch(&mut self, key: ConnectionKey) {
-        if let Some(connection) = self.places.get_mut(key).filter(|c| !c.touched) {
-            connection.touched = true;
-            self.touched.push(key);
+    fn mark_dirty(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.slots.get_mut(key).filter(|c| !c.dirty) {
+            connection.dirty = true;
+            self.dirty.push(key);
         }
     }
 }
@@ -205,7 +205,7 @@ pub fn run(mut hub: Hub, events: &Receiver<Event>) {
         }
         hub.flush();
         let now = Instant::now();
-        hub.tally.batch_seconds.observe((now - start).as_secs_f64());
+        hub.stats.batch_seconds.observe((now - start).as_secs_f64());
         if now >= next_tick {
             hub.tick(Moment::now(), SystemTime::now());
             next_tick = now + TICK;
@@ -222,7 +222,7 @@ impl Hub {
             connections: Connections::default(),
             rooms: Groups::default(),
             users: Groups::default(),
-            tally: Tally::default(),
+            stats: Stats::default(),
             writers: 0,
             closed: None,
             shutting_down: false,
@@ -235,7 +235,7 @@ impl Hub {
             Event::Reserve { identity, number, reply } => {
                 answer(&reply, self.reserve(identity, number));
             }
-            Event::Register { key, socket, answer } => self.register(key, socket, answer),
+            Event::Register { key, socket, response } => self.register(key, socket, response),
             Event::Release(key) => self.free(key),
             Event::Join(key, room, id) => self.join(key, &room, id.as_ref()),
             Event::Leave(key, room, id) => self.leave(key, &room, id.as_ref()),
@@ -253,9 +253,9 @@ impl Hub {
             Event::Remote(delivery) => {
                 self.deliver(delivery);
             }
-            Event::Census(reply) => answer(&reply, self.census()),
+            Event::Counts(reply) => answer(&reply, self.counts()),
             Event::List(query, reply) => answer(&reply, self.list(&query)),
-            Event::Tally(reply) => answer(&reply, self.tally()),
+            Event::Stats(reply) => answer(&reply, self.stats()),
             Event::Shutdown(closed) => self.shut_down(closed),
             // `run` has ended at it.
             Event::Stop => {}
@@ -267,16 +267,16 @@ impl Hub {
         self.connections.appended >= FLUSH_FRAMES
     }
 
-    /// Sends what is appended, each touched connection at once.
+    /// Sends what is appended, each dirty connection at once.
     pub fn flush(&mut self) {
-        let mut touched = std::mem::take(&mut self.connections.touched);
-        for key in touched.drain(..) {
+        let mut dirty = std::mem::take(&mut self.connections.dirty);
+        for key in dirty.drain(..) {
             self.flush_one(key);
         }
         // Nothing that a flush does touches a connection, so the list's memory serves again.
-        self.connections.touched = touched;
+        self.connections.dirty = dirty;
         self.connections.batch.clear();
-        self.tally.deliveries += self.connections.appended as u64;
+        self.stats.deliveries += self.connections.appended as u64;
         self.connections.appended = 0;
     }
 
@@ -286,16 +286,16 @@ impl Hub {
         let clocks = Clocks { now, wall, write_timeout, ping_interval };
         let due: Vec<_> = self
             .connections
-            .places
+            .slots
             .iter()
             .filter_map(|(key, connection)| Some((key, connection.due(&clocks)?)))
             .collect();
         for (key, due) in due {
             match due {
                 Due::Close(close) => self.close(key, close),
-                Due::Cut(end) => self.cut(key, end),
+                Due::Abort(end) => self.abort(key, end),
                 Due::Ping => self.ping(key, now),
-                Due::Flush => self.connections.touch(key),
+                Due::Flush => self.connections.mark_dirty(key),
             }
         }
         self.flush();
@@ -312,14 +312,14 @@ impl Hub {
             return Err(Refusal::UserCap);
         }
         let users = &mut self.users;
-        Ok(self.connections.places.insert_with_key(|key| Connection {
+        Ok(self.connections.slots.insert_with_key(|key| Connection {
             number,
             identity,
             since: Moment::now(),
-            phase: Phase::Reserved,
+            state: State::Reserved,
             socket: None,
             outbox: Default::default(),
-            touched: false,
+            dirty: false,
             rooms: Default::default(),
             user: users.insert(&user, key),
             reader_ended: false,
@@ -331,19 +331,19 @@ impl Hub {
         }))
     }
 
-    fn register(&mut self, key: ConnectionKey, socket: Arc<dyn Socket>, answer: Bytes) {
-        let answer = (!answer.is_empty()).then(|| self.connections.batch.add(answer));
-        let Some(connection) = self.connections.places.get_mut(key) else {
+    fn register(&mut self, key: ConnectionKey, socket: Arc<dyn Socket>, response: Bytes) {
+        let response = (!response.is_empty()).then(|| self.connections.batch.add(response));
+        let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
         };
         let is_admin = connection.identity.is_admin();
         connection.socket = Some(socket);
-        connection.phase = Phase::Open;
-        if let Some(answer) = answer {
-            connection.outbox.append(answer);
-            self.connections.touch(key);
+        connection.state = State::Open;
+        if let Some(response) = response {
+            connection.outbox.append(response);
+            self.connections.mark_dirty(key);
         }
-        self.tally.connects += 1;
+        self.stats.connects += 1;
         if is_admin {
             self.enter(key, &Room::admins());
         }
@@ -355,7 +355,7 @@ impl Hub {
     fn join(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
         let limit = self.limits.rooms_per_client;
         let is_member = self.is_member(key, room);
-        let Some(connection) = self.received(key, Received::Join) else {
+        let Some(connection) = self.received(key, MessageKind::Join) else {
             return;
         };
         let full = connection.rooms.len() >= limit && !connection.identity.is_admin();
@@ -370,7 +370,7 @@ impl Hub {
 
     fn leave(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
         let group = self.rooms.key(room);
-        let Some(connection) = self.received(key, Received::Leave) else {
+        let Some(connection) = self.received(key, MessageKind::Leave) else {
             return;
         };
         let place = group.and_then(|group| Some((group, connection.rooms.remove(&group)?)));
@@ -382,7 +382,7 @@ impl Hub {
 
     fn broadcast(&mut self, key: ConnectionKey, broadcast: Broadcast) {
         let Broadcast { room, frame, permitted, id } = broadcast;
-        if self.received(key, Received::Broadcast).is_none() {
+        if self.received(key, MessageKind::Broadcast).is_none() {
             return;
         }
         if !permitted && !self.is_member(key, &room) {
@@ -393,7 +393,7 @@ impl Hub {
     }
 
     fn refuse(&mut self, key: ConnectionKey, code: ErrorCode, id: Option<&MessageId>) {
-        if self.received(key, Received::Refused).is_some() {
+        if self.received(key, MessageKind::Refused).is_some() {
             self.send(key, error_frame(code, id));
         }
     }
@@ -401,7 +401,7 @@ impl Hub {
     fn pong(&mut self, key: ConnectionKey, payload: &[u8]) {
         if let Some(connection) = self.connections.open(key) {
             connection.outbox.pong(control_frame(OPCODE_PONG, payload));
-            self.connections.touch(key);
+            self.connections.mark_dirty(key);
         }
     }
 
@@ -410,7 +410,7 @@ impl Hub {
         if let Some(connection) = self.connections.open(key) {
             connection.pinged = Some(now);
             connection.outbox.append(ping);
-            self.connections.touch(key);
+            self.connections.mark_dirty(key);
         }
     }
 
@@ -421,15 +421,15 @@ impl Hub {
             return;
         };
         connection.outbox.append(frame);
-        connection.phase = Phase::Closing;
-        connection.end = Some(End::Closed(close));
-        self.connections.touch(key);
+        connection.state = State::Closing;
+        connection.end = Some(DisconnectReason::Closed(close));
+        self.connections.mark_dirty(key);
         self.leave_all(key);
     }
 
     /// Ends a connection at once: its threads wake and end.
-    fn cut(&mut self, key: ConnectionKey, end: End) {
-        let Some(connection) = self.connections.places.get_mut(key) else {
+    fn abort(&mut self, key: ConnectionKey, end: DisconnectReason) {
+        let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
         };
         if let Some(socket) = &connection.socket {
@@ -437,38 +437,38 @@ impl Hub {
         }
         let unsent = connection.outbox.len();
         if unsent > 0 {
-            *self.tally.dropped.entry(end.label()).or_default() += unsent;
+            *self.stats.dropped.entry(end.label()).or_default() += unsent;
         }
         connection.outbox.clear();
-        connection.phase = Phase::Cut;
+        connection.state = State::Aborted;
         connection.end.get_or_insert(end);
         self.leave_all(key);
     }
 
     fn reader_ended(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.places.get_mut(key) else {
+        let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
         };
         connection.reader_ended = true;
-        match connection.phase {
-            Phase::Open => self.cut(key, End::Gone),
+        match connection.state {
+            State::Open => self.abort(key, DisconnectReason::Gone),
             // A peer that ended its own half only still gets the Close frame.
-            Phase::Closing => self.flush_one(key),
-            Phase::Reserved | Phase::Draining(_) | Phase::Cut => {}
+            State::Closing => self.flush_one(key),
+            State::Reserved | State::Draining(_) | State::Aborted => {}
         }
         self.free_if_ended(key);
     }
 
     fn writer_ended(&mut self, key: ConnectionKey, broken: bool) {
         self.writers = self.writers.saturating_sub(1);
-        let Some(connection) = self.connections.places.get_mut(key) else {
+        let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
         };
         connection.writers = connection.writers.saturating_sub(1);
-        match connection.phase {
-            _ if broken => self.cut(key, End::Gone),
+        match connection.state {
+            _ if broken => self.abort(key, DisconnectReason::Gone),
             // The Close frame was the last of the backlog.
-            Phase::Draining(_) if connection.writers == 0 => connection.shut_write(),
+            State::Draining(_) if connection.writers == 0 => connection.shut_write(),
             _ => {}
         }
         self.free_if_ended(key);
@@ -498,7 +498,7 @@ impl Hub {
                 identity.role == "seller" && identity.seller_id.as_deref() == Some(&**id)
             }),
         };
-        self.tally.fan_out.observe(reached as f64);
+        self.stats.fan_out.observe(reached as f64);
         reached
     }
 
@@ -506,9 +506,9 @@ impl Hub {
         let room = query.room.as_ref().map(|room| self.rooms.key(room));
         let mut matching: Vec<_> = self
             .connections
-            .places
+            .slots
             .values()
-            .filter(|c| c.phase == Phase::Open)
+            .filter(|c| c.state == State::Open)
             .filter(|c| query.user.as_ref().is_none_or(|user| *user == c.identity.user_id))
             .filter(|c| room.is_none_or(|room| room.is_some_and(|key| c.rooms.contains_key(&key))))
             .collect();
@@ -535,21 +535,21 @@ impl Hub {
         }
     }
 
-    fn tally(&self) -> Tally {
-        Tally {
+    fn stats(&self) -> Stats {
+        Stats {
             connections: self.open_connections() as u64,
             rooms: self.rooms.iter().count() as u64,
             writers: self.writers as u64,
-            ..self.tally.clone()
+            ..self.stats.clone()
         }
     }
 
     fn open_connections(&self) -> usize {
-        self.connections.places.values().filter(|c| c.phase == Phase::Open).count()
+        self.connections.slots.values().filter(|c| c.state == State::Open).count()
     }
 
-    fn census(&self) -> Census {
-        Census {
+    fn counts(&self) -> Counts {
+        Counts {
             clients: self.open_connections(),
             rooms: self
                 .rooms
@@ -561,20 +561,20 @@ impl Hub {
 
     fn shut_down(&mut self, closed: crossbeam_channel::Sender<Infallible>) {
         self.shutting_down = true;
-        if !self.connections.places.is_empty() {
+        if !self.connections.slots.is_empty() {
             self.closed = Some(closed);
         }
-        let keys: Vec<_> = self.connections.places.keys().collect();
+        let keys: Vec<_> = self.connections.slots.keys().collect();
         for key in keys {
             self.close(key, Close::GoingAway);
         }
     }
 
     /// The connection that a message came from, counted; `None` when it no longer counts.
-    fn received(&mut self, key: ConnectionKey, kind: Received) -> Option<&mut Connection> {
+    fn received(&mut self, key: ConnectionKey, kind: MessageKind) -> Option<&mut Connection> {
         let connection = self.connections.open(key)?;
         connection.received += 1;
-        self.tally.received.count(kind);
+        self.stats.received.count(kind);
         Some(connection)
     }
 
@@ -589,19 +589,19 @@ impl Hub {
     }
 
     fn is_member(&self, key: ConnectionKey, room: &Room) -> bool {
-        let joined = self.connections.places.get(key).map(|connection| &connection.rooms);
+        let joined = self.connections.slots.get(key).map(|connection| &connection.rooms);
         self.rooms.key(room).zip(joined).is_some_and(|(group, joined)| joined.contains_key(&group))
     }
 
     fn enter(&mut self, key: ConnectionKey, room: &Room) {
         let (group, position) = self.rooms.insert(room, key);
-        if let Some(connection) = self.connections.places.get_mut(key) {
+        if let Some(connection) = self.connections.slots.get_mut(key) {
             connection.rooms.insert(group, position);
         }
     }
 
     fn leave_all(&mut self, key: ConnectionKey) {
-        let rooms = self.connections.places.get_mut(key).map(|c| std::mem::take(&mut c.rooms));
+        let rooms = self.connections.slots.get_mut(key).map(|c| std::mem::take(&mut c.rooms));
         for (group, position) in rooms.into_iter().flatten() {
             self.vacate(group, position);
         }
@@ -610,7 +610,7 @@ impl Hub {
     /// Takes a place in a room away, and tells the member that moved into it.
     fn vacate(&mut self, group: GroupKey, position: usize) {
         if let Some(moved) = self.rooms.remove(group, position)
-            && let Some(connection) = self.connections.places.get_mut(moved.member)
+            && let Some(connection) = self.connections.slots.get_mut(moved.member)
         {
             connection.rooms.insert(group, moved.position);
         }
@@ -621,22 +621,22 @@ impl Hub {
             frames: self.limits.send_queue_frames as u64,
             bytes: self.limits.send_queue_bytes as u64,
         };
-        let Some(connection) = self.connections.places.get_mut(key) else {
+        let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
         };
-        connection.touched = false;
-        let (closing, limits) = match connection.phase {
-            Phase::Open => (false, limits),
+        connection.dirty = false;
+        let (closing, limits) = match connection.state {
+            State::Open => (false, limits),
             // Behind a backlog that was within its limits, the Close frame may wait too.
-            Phase::Closing => (true, BacklogLimits::NONE),
-            Phase::Reserved | Phase::Draining(_) | Phase::Cut => return,
+            State::Closing => (true, BacklogLimits::NONE),
+            State::Reserved | State::Draining(_) | State::Aborted => return,
         };
         let Some(socket) = &connection.socket else {
             return;
         };
         match connection.outbox.flush(&mut self.connections.batch, &**socket, limits) {
             Flush::Sent if closing => {
-                connection.phase = Phase::Draining(Moment::now());
+                connection.state = State::Draining(Moment::now());
                 connection.shut_write();
             }
             Flush::Sent => {}
@@ -645,24 +645,24 @@ impl Hub {
                 let (number, socket) = (connection.number, Arc::clone(socket));
                 self.start_writer(WriterJob { key, number, socket, drain });
             }
-            Flush::OverLimit => self.cut(key, End::SlowConsumer),
-            Flush::Broken => self.cut(key, End::Gone),
+            Flush::OverLimit => self.abort(key, DisconnectReason::SlowConsumer),
+            Flush::Broken => self.abort(key, DisconnectReason::Gone),
         }
     }
 
     fn start_writer(&mut self, job: WriterJob) {
         let key = job.key;
         if self.writers >= self.limits.writers {
-            return self.cut(key, End::NoWriter);
+            return self.abort(key, DisconnectReason::NoWriter);
         }
         if let Err(error) = (self.outlets.start_writer)(job) {
-            if let Some(Connection { number, identity, .. }) = self.connections.places.get(key) {
+            if let Some(Connection { number, identity, .. }) = self.connections.slots.get(key) {
                 debug!(conn = *number, user = identity.user_id, error:%; "no thread for a writer");
             }
-            return self.cut(key, End::NoWriter);
+            return self.abort(key, DisconnectReason::NoWriter);
         }
         self.writers += 1;
-        if let Some(connection) = self.connections.places.get_mut(key) {
+        if let Some(connection) = self.connections.slots.get_mut(key) {
             connection.writers += 1;
         }
         self.queued(key);
@@ -670,19 +670,19 @@ impl Hub {
 
     /// The writer has it now; behind a Close frame nothing more will come, so it may end.
     fn queued(&mut self, key: ConnectionKey) {
-        if let Some(connection) = self.connections.places.get_mut(key)
-            && connection.phase == Phase::Closing
+        if let Some(connection) = self.connections.slots.get_mut(key)
+            && connection.state == State::Closing
         {
             connection.outbox.end_backlog();
-            connection.phase = Phase::Draining(Moment::now());
+            connection.state = State::Draining(Moment::now());
         }
     }
 
     fn free_if_ended(&mut self, key: ConnectionKey) {
-        let ended = self.connections.places.get(key).is_some_and(|connection| {
+        let ended = self.connections.slots.get(key).is_some_and(|connection| {
             connection.reader_ended
                 && connection.writers == 0
-                && matches!(connection.phase, Phase::Draining(_) | Phase::Cut)
+                && matches!(connection.state, State::Draining(_) | State::Aborted)
         });
         if ended {
             self.free(key);
@@ -690,20 +690,20 @@ impl Hub {
     }
 
     fn free(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.places.remove(key) else {
+        let Some(connection) = self.connections.slots.remove(key) else {
             return;
         };
         let (group, position) = connection.user;
         if let Some(moved) = self.users.remove(group, position)
-            && let Some(other) = self.connections.places.get_mut(moved.member)
+            && let Some(other) = self.connections.slots.get_mut(moved.member)
         {
             other.user = (group, moved.position);
         }
         if let Some(end) = connection.end {
-            *self.tally.disconnects.entry(end.label()).or_default() += 1;
+            *self.stats.disconnects.entry(end.label()).or_default() += 1;
             connection.log_end(end);
         }
-        if self.connections.places.is_empty() {
+        if self.connections.slots.is_empty() {
             self.closed = None;
         }
     }
@@ -716,7 +716,7 @@ impl Connection {
         }
     }
 
-    fn log_end(&self, end: End) {
+    fn log_end(&self, end: DisconnectReason) {
         info!(
             conn = self.number,
             user = self.identity.user_id,

@@ -1,6 +1,6 @@
 //! `GET /metrics`: counters and gauges as Prometheus reads them (OpenMetrics text).
 //!
-//! What the hub knows it counts in plain numbers of its own (`hub::Tally`), which a scrape asks for like
+//! What the hub knows it counts in plain numbers of its own (`hub::Stats`), which a scrape asks for like
 //! any other event; counting costs it nothing else. What others count is in the families here.
 
 use std::fmt::{self, Debug};
@@ -19,7 +19,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::auth::{Authorizer, BackendStats, Verdict};
 use crate::bridge::{DropReason, PubSub};
-use crate::hub::{Buckets, Event, HubHandle, Tally};
+use crate::hub::{Buckets, Event, HubHandle, Stats};
 use crate::logging::dropped_lines;
 
 /// Media type of the text.
@@ -148,10 +148,10 @@ impl Debug for Scrape {
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let waiting = self.hub.queue_len();
-        let tally = self.hub.ask(Event::Tally).map_err(|_| fmt::Error)?;
+        let stats = self.hub.ask(Event::Stats).map_err(|_| fmt::Error)?;
         let mut out = Out(encoder);
         out.gauge("realtime_hub_queue_depth", "Events that wait for the hub", waiting as f64)?;
-        out.tally(&tally)?;
+        out.stats(&stats)?;
         if let Some(stats) = self.authorizer.stats() {
             out.backend(stats)?;
         }
@@ -215,43 +215,43 @@ impl Out<'_> {
         )
     }
 
-    fn tally(&mut self, tally: &Tally) -> fmt::Result {
+    fn stats(&mut self, stats: &Stats) -> fmt::Result {
         let by = |map: &std::collections::BTreeMap<&'static str, u64>| map.clone();
-        self.gauge("realtime_connections", "Live connections", tally.connections as f64)?;
-        self.gauge("realtime_rooms", "Rooms that have members", tally.rooms as f64)?;
-        self.gauge("realtime_writers", "Writer threads", tally.writers as f64)?;
-        self.counter("realtime_connects", "Connections that became live", tally.connects)?;
+        self.gauge("realtime_connections", "Live connections", stats.connections as f64)?;
+        self.gauge("realtime_rooms", "Rooms that have members", stats.rooms as f64)?;
+        self.gauge("realtime_writers", "Writer threads", stats.writers as f64)?;
+        self.counter("realtime_connects", "Connections that became live", stats.connects)?;
         self.counters(
             "realtime_disconnects",
             "Connections that ended",
             "reason",
-            by(&tally.disconnects),
+            by(&stats.disconnects),
         )?;
         let slow = ["slow_consumer", "no_writer"];
-        let slow = slow.iter().filter_map(|reason| tally.disconnects.get(reason)).sum();
+        let slow = slow.iter().filter_map(|reason| stats.disconnects.get(reason)).sum();
         self.counter("realtime_slow_consumers", "Clients cut since they did not read", slow)?;
         self.counters(
             "realtime_messages_received",
             "Messages of clients",
             "type",
-            tally.received.by_kind(),
+            stats.received.by_kind(),
         )?;
-        self.counter("realtime_deliveries", "Frames for clients", tally.deliveries)?;
+        self.counter("realtime_deliveries", "Frames for clients", stats.deliveries)?;
         self.counters(
             "realtime_deliveries_dropped",
             "Frames that a client's end kept from being sent",
             "reason",
-            by(&tally.dropped),
+            by(&stats.dropped),
         )?;
         self.histogram(
             "realtime_hub_batch_seconds",
             "From the first event of a batch to the end of its flush",
-            &tally.batch_seconds,
+            &stats.batch_seconds,
         )?;
         self.histogram(
             "realtime_fan_out_size",
             "Connections that one message went to",
-            &tally.fan_out,
+            &stats.fan_out,
         )
     }
 

@@ -12,11 +12,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tiny_http::{Header, Request, Response, Server, StatusCode};
+use tiny_http::{Header, Request, Server, StatusCode};
 
 use crate::auth::{Identity, bearer};
 use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
-use crate::http::{Answer, cors};
+use crate::http::{Response, cors};
 use crate::hub::{Event, HubHandle};
 use crate::metrics::{self, Counters, Metrics};
 use crate::notification::NotificationService;
@@ -116,7 +116,7 @@ struct Handlers {
 }
 
 /// Answers a request on one path.
-type Handler = fn(&Handlers, &mut Request) -> Answer;
+type Handler = fn(&Handlers, &mut Request) -> Response;
 
 /// Whether a path is read or written to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -149,26 +149,28 @@ const ROUTES: [(&str, Access, Handler); 6] = [
 impl Handlers {
     fn serve(&self, mut request: Request) {
         // A bug in a handler costs an answer, not a thread.
-        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(&mut request)))
-            .unwrap_or_else(|_| Answer::error(500, "server_error", "the handler failed"));
+        let response = catch_unwind(AssertUnwindSafe(|| self.answer(&mut request)))
+            .unwrap_or_else(|_| Response::error(500, "server_error", "the handler failed"));
         let cors = cors::headers(&self.parts.allowed_origins, header(&request, "Origin"));
-        if let Err(error) = request.respond(response(answer, cors)) {
+        if let Err(error) = request.respond(for_tiny_http(response, cors)) {
             log::debug!(error:%; "the gate did not take an answer");
         }
     }
 
-    fn answer(&self, request: &mut Request) -> Answer {
+    fn answer(&self, request: &mut Request) -> Response {
         let path = request.url().split('?').next().unwrap_or_default();
         let Some((_, access, handler)) = ROUTES.iter().find(|(known, ..)| *known == path) else {
-            return Answer::error(404, "not_found", "there is nothing at this path");
+            return Response::error(404, "not_found", "there is nothing at this path");
         };
         match (request.method().as_str(), access) {
             ("GET" | "HEAD", Access::Read) | ("POST", Access::Write) => handler(self, request),
             ("OPTIONS", _) => cors::preflight(access.methods())
                 .into_iter()
-                .fold(Answer::empty(204), |answer, (name, value)| answer.with_header(name, value))
+                .fold(Response::empty(204), |response, (name, value)| {
+                    response.with_header(name, value)
+                })
                 .with_header("Allow", access.methods()),
-            (method, _) => Answer::error(
+            (method, _) => Response::error(
                 405,
                 "method_not_allowed",
                 &format!("{method:?} is not allowed here, {} are", access.methods()),
@@ -177,68 +179,68 @@ impl Handlers {
         }
     }
 
-    fn health(&self, _: &mut Request) -> Answer {
+    fn health(&self, _: &mut Request) -> Response {
         let redis = (self.parts.redis_state)();
-        Answer::json(
+        Response::json(
             200,
             format!(r#"{{"status":"healthy","service":"realtime_service","redis":"{redis}"}}"#),
         )
     }
 
-    fn ready(&self, _: &mut Request) -> Answer {
+    fn ready(&self, _: &mut Request) -> Response {
         if (self.is_draining)() {
-            return Answer::unavailable("the service is shutting down");
+            return Response::unavailable("the service is shutting down");
         }
-        Answer::json(200, r#"{"status":"ready"}"#)
+        Response::json(200, r#"{"status":"ready"}"#)
     }
 
-    fn clients(&self, request: &mut Request) -> Answer {
+    fn clients(&self, request: &mut Request) -> Response {
         if let Err(refusal) = self.authorize(request) {
             return refusal;
         }
-        let Ok(census) = self.parts.hub.census() else {
-            return Answer::unavailable("the service is shutting down");
+        let Ok(counts) = self.parts.hub.counts() else {
+            return Response::unavailable("the service is shutting down");
         };
         let query =
             match clients::parse(request.url().split_once('?').map_or("", |(_, query)| query)) {
                 Ok(query) => query,
-                Err(bad) => return Answer::error(400, "bad_request", &bad),
+                Err(bad) => return Response::error(400, "bad_request", &bad),
             };
         // Names and counts always serialise.
-        let rooms = serde_json::to_string(&census.rooms).unwrap_or_default();
+        let rooms = serde_json::to_string(&counts.rooms).unwrap_or_default();
         let list = match query {
             None => String::new(),
             Some(page) => match self.parts.hub.ask(|reply| Event::List(page.query(), reply)) {
                 Ok(listing) => clients::members(&page, &listing, &self.parts.instance),
-                Err(_) => return Answer::unavailable("the service is shutting down"),
+                Err(_) => return Response::unavailable("the service is shutting down"),
             },
         };
-        Answer::json(200, format!(r#"{{"clients":{},"rooms":{rooms}{list}}}"#, census.clients))
+        Response::json(200, format!(r#"{{"clients":{},"rooms":{rooms}{list}}}"#, counts.clients))
     }
 
-    fn metrics(&self, request: &mut Request) -> Answer {
+    fn metrics(&self, request: &mut Request) -> Response {
         if let Err(refusal) = self.authorize(request) {
             return refusal;
         }
         match self.parts.metrics.render() {
-            Ok(text) => Answer::new(200, metrics::CONTENT_TYPE, text),
-            Err(_) => Answer::unavailable("the service is shutting down"),
+            Ok(text) => Response::new(200, metrics::CONTENT_TYPE, text),
+            Err(_) => Response::unavailable("the service is shutting down"),
         }
     }
 
-    fn notify(&self, request: &mut Request) -> Answer {
-        let answer = self.try_notify(request);
-        self.parts.counters.notify_requests.count(match answer.status() {
+    fn notify(&self, request: &mut Request) -> Response {
+        let response = self.try_notify(request);
+        self.parts.counters.notify_requests.count(match response.status() {
             200 => "sent",
             400 => "bad_request",
             401 => "unauthorized",
             403 => "forbidden",
             _ => "unavailable",
         });
-        answer
+        response
     }
 
-    fn try_notify(&self, request: &mut Request) -> Answer {
+    fn try_notify(&self, request: &mut Request) -> Response {
         let identity = match self.authorize(request) {
             Ok(identity) => identity,
             Err(refusal) => return refusal,
@@ -246,16 +248,20 @@ impl Handlers {
         let body = match body(request) {
             Ok(body) => body,
             Err(error) => {
-                return Answer::error(400, "bad_request", &format!("body cannot be read: {error}"));
+                return Response::error(
+                    400,
+                    "bad_request",
+                    &format!("body cannot be read: {error}"),
+                );
             }
         };
         let wanted = match notify::parse(&body) {
             Ok(wanted) => wanted,
-            Err(bad) => return Answer::error(400, bad.code, &bad.message),
+            Err(bad) => return Response::error(400, bad.code, &bad.message),
         };
         let is_batch = wanted.is_batch;
         let Ok(counts) = self.notifications.send_all(wanted.deliveries) else {
-            return Answer::unavailable("the service is shutting down");
+            return Response::unavailable("the service is shutting down");
         };
         log::info!(
             conn = connection(request),
@@ -269,7 +275,7 @@ impl Handlers {
     }
 
     /// The caller, of role admin or service; `None` where `API_AUTH` is off.
-    fn authorize(&self, request: &Request) -> Result<Option<Identity>, Answer> {
+    fn authorize(&self, request: &Request) -> Result<Option<Identity>, Response> {
         if !self.parts.api_auth {
             return Ok(None);
         }
@@ -280,28 +286,28 @@ impl Handlers {
         };
         let identity = identity.map_err(|reason| {
             log::info!(conn = connection(request), peer = peer(request), reason = reason.as_str(); "token refused");
-            Answer::error(401, "unauthorized", &reason).with_header("WWW-Authenticate", "Bearer")
+            Response::error(401, "unauthorized", &reason).with_header("WWW-Authenticate", "Bearer")
         })?;
         if !matches!(identity.role.as_str(), "admin" | "service") {
             log::info!(
                 conn = connection(request), peer = peer(request), user = identity.user_id.as_str(), role = identity.role.as_str();
                 "role refused"
             );
-            return Err(Answer::error(403, "forbidden", "role is not admin or service"));
+            return Err(Response::error(403, "forbidden", "role is not admin or service"));
         }
         Ok(Some(identity))
     }
 }
 
 /// `{"status":"success",…,"delivered":3}`, for a batch with a list of counts.
-fn notified(counts: &[usize], is_batch: bool) -> Answer {
+fn notified(counts: &[usize], is_batch: bool) -> Response {
     let delivered = if is_batch {
         let counts: Vec<_> = counts.iter().map(usize::to_string).collect();
         format!("[{}]", counts.join(","))
     } else {
         counts.first().copied().unwrap_or(0).to_string()
     };
-    Answer::json(
+    Response::json(
         200,
         format!(r#"{{"status":"success","message":"Notification sent","delivered":{delivered}}}"#),
     )
@@ -328,14 +334,14 @@ fn peer(request: &Request) -> &str {
 }
 
 /// tiny_http's own form of an answer. It must not chunk, since the gate reads by Content-Length.
-fn response(
-    answer: Answer,
+fn for_tiny_http(
+    response: Response,
     cors: Vec<(&'static str, Cow<'static, str>)>,
-) -> Response<Cursor<Vec<u8>>> {
-    let status = StatusCode(answer.status());
+) -> tiny_http::Response<Cursor<Vec<u8>>> {
+    let status = StatusCode(response.status());
     // Else tiny_http tells its own name and version.
-    let answer = answer.with_header("Server", "realtime_service");
-    let headers = cors.into_iter().fold(answer, |answer, (n, v)| answer.with_header(n, v));
+    let response = response.with_header("Server", "realtime_service");
+    let headers = cors.into_iter().fold(response, |response, (n, v)| response.with_header(n, v));
     let list = headers
         .headers()
         .iter()
@@ -344,6 +350,6 @@ fn response(
         .collect();
     let body = headers.into_body();
     let length = body.len();
-    Response::new(status, list, Cursor::new(body), Some(length), None)
+    tiny_http::Response::new(status, list, Cursor::new(body), Some(length), None)
         .with_chunked_threshold(usize::MAX)
 }

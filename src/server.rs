@@ -22,7 +22,7 @@ use crate::metrics::{Counters, Metrics};
 use crate::notification::NotificationService;
 use crate::protocol::frame_payload;
 use crate::rest::RestParts;
-use crate::runtime::capacity::{Ceilings, SystemLimits, TooFew};
+use crate::runtime::capacity::{Capacity, SystemLimits, TooFew};
 use crate::runtime::channel;
 use crate::runtime::threads::Threads;
 use crate::websocket::handshake::Handshake;
@@ -42,7 +42,7 @@ pub struct Server {
 #[derive(Debug)]
 pub enum StartError {
     /// The system has room for too few connections.
-    Ceilings(TooFew),
+    Capacity(TooFew),
     /// Tokens cannot be verified.
     Verifier(VerifierError),
     /// `REDIS_ADDR` is bad; what is wrong with it.
@@ -54,7 +54,7 @@ pub enum StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ceilings(error) => error.fmt(f),
+            Self::Capacity(error) => error.fmt(f),
             Self::Verifier(error) => error.fmt(f),
             Self::Redis(error) => f.write_str(error),
             Self::Io(what, error) => write!(f, "cannot {what}: {error}"),
@@ -88,11 +88,11 @@ impl Server {
     /// # Errors
     /// [`StartError`].
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let ceilings =
-            Ceilings::within(config.max_connections, config.max_writers, &SystemLimits::read())
-                .map_err(StartError::Ceilings)?;
-        if ceilings.decided_by.is_some() {
-            warn!("{ceilings}");
+        let capacity =
+            Capacity::within(config.max_connections, config.max_writers, &SystemLimits::read())
+                .map_err(StartError::Capacity)?;
+        if capacity.decided_by.is_some() {
+            warn!("{capacity}");
         }
         warn_about(&config);
         let threads = Threads::default();
@@ -121,9 +121,9 @@ impl Server {
             start_writer: writer::starter(threads.clone(), hub.clone()),
         };
         let mut limits = Limits::from(&config);
-        limits.writers = ceilings.max_writers;
+        limits.writers = capacity.max_writers;
         threads
-            .spawn_in_turn("hub", move || hub::run(Hub::new(limits, outlets), &queue))
+            .spawn_batch("hub", move || hub::run(Hub::new(limits, outlets), &queue))
             .map_err(failed("start the hub's thread"))?;
         if let Some(bridge) = &bridge {
             subscribe(&**bridge, hub.clone()).map_err(failed("start the bridge's threads"))?;
@@ -159,13 +159,13 @@ impl Server {
         };
         let upgrade: OnUpgrade = Arc::new(move |upgrade| handshake.serve(upgrade));
         let gate = Gate::start(
-            GateConfig::new(&config, ceilings.max_connections),
+            GateConfig::new(&config, capacity.max_connections),
             &threads,
             rest,
             upgrade,
         )
         .map_err(failed(&format!("listen on {}", config.bind)))?;
-        info!(addr:% = gate.addr(), connections = ceilings.max_connections; "listening");
+        info!(addr:% = gate.addr(), connections = capacity.max_connections; "listening");
         Ok(Self { gate, hub, bridge, threads, shutdown_timeout: config.shutdown_timeout })
     }
 

@@ -138,7 +138,7 @@ fn only_a_200_that_says_so_lets_in() {
     for room in ["empty", "text", "string", "null", "array", "absent", "endless"] {
         assert_eq!(join(&mut client, room), error("server_error", "server error"), "{room}");
     }
-    assert_eq!(service.census()["rooms"], json!({"allowed": 1, "spacious": 1}));
+    assert_eq!(service.counts()["rooms"], json!({"allowed": 1, "spacious": 1}));
     service.log_line("authorization backend: the answer is not");
 }
 
@@ -298,7 +298,7 @@ fn admins_are_in_their_room_without_a_question() {
     let service = backend.service();
     let mut admin = service.client("1", "admin");
     admin.assert_quiet();
-    assert_eq!(service.census()["rooms"], json!({"admins": 1}));
+    assert_eq!(service.counts()["rooms"], json!({"admins": 1}));
     assert_eq!(join(&mut admin, "admins"), "joined admins");
     assert!(backend.targets().is_empty());
     // Elsewhere the backend's word counts for admins too.

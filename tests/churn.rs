@@ -96,7 +96,7 @@ fn a_thousand_a_second_leave_nothing_behind() {
         });
         let rate = (BUSY * each) as f64 / start.elapsed().as_secs_f64();
         println!("{rate:.0} connections a second");
-        until("the rooms are empty", || service.census() == json!({"clients": 0, "rooms": {}}));
+        until("the rooms are empty", || service.counts() == json!({"clients": 0, "rooms": {}}));
     });
 }
 

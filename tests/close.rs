@@ -167,7 +167,7 @@ fn a_closed_client_has_left_its_rooms_at_once() {
     client.send_bytes(&frame(0x83, b""));
     assert_eq!(client.next(), close(1002, "protocol error"));
     // It has not answered the Close yet, and counts no more.
-    assert_eq!(service.census(), json!({"clients": 1, "rooms": {"lobby": 1}}));
+    assert_eq!(service.counts(), json!({"clients": 1, "rooms": {"lobby": 1}}));
     assert_eq!(service.notify(&json!({"event": "e", "room": "lobby"})).json()["delivered"], 1);
     assert_eq!(service.notify(&json!({"event": "e", "user_id": "1"})).json()["delivered"], 1);
     assert_eq!(
@@ -263,5 +263,5 @@ fn a_peer_that_just_goes_away_is_noticed() {
     half.send_bytes(b"\x81\xff\x00");
     drop(half);
     service.log_line("disconnected conn=2 ");
-    assert_eq!(service.census(), json!({"clients": 0, "rooms": {}}));
+    assert_eq!(service.counts(), json!({"clients": 0, "rooms": {}}));
 }

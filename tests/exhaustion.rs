@@ -214,7 +214,7 @@ fn threads_used_up_refuse_what_is_new_only() {
     pair.iter_mut().for_each(|client| client.join("lobby"));
     let idle_readers = |service: &Service| service.threads_named("conn-") == 2;
     until("only the pair is here", || idle_readers(&service));
-    // Below what the ceilings planned with: as if a neighbour had taken them all.
+    // Below what the capacity planned with: as if a neighbour had taken them all.
     assert!(group.limit(group.used()));
     for _ in 0..20 {
         let head = attempt(&service, "c").err().expect("no thread for it");

@@ -151,7 +151,7 @@ fn thousands_get_every_broadcast_in_order_for_little_memory() {
     let service = spacious();
     // What the first connections allocate once is not theirs.
     drop(members(&service, 20, 512));
-    until("they are gone", || service.census()["clients"] == 0);
+    until("they are gone", || service.counts()["clients"] == 0);
     let mut publisher = publisher(&service);
     until("the connections of the warm-up and of REST have ended", || {
         service.threads_named("conn-") == 1
@@ -164,7 +164,7 @@ fn thousands_get_every_broadcast_in_order_for_little_memory() {
     let connecting = Instant::now();
     let mut members = members(&service, count, 512);
     println!("{count} connected and joined in {:?}", connecting.elapsed());
-    assert_eq!(service.census()["rooms"], json!({"lobby": count}));
+    assert_eq!(service.counts()["rooms"], json!({"lobby": count}));
     let idle = per_connection();
     // tiny_http ends a thread that has been idle, so that there may be fewer than before.
     until("one thread and one descriptor for each", || {
@@ -208,7 +208,7 @@ fn thousands_get_every_broadcast_in_order_for_little_memory() {
     assert!(memory <= most, "{memory:.1} KiB per connection");
 
     drop(members);
-    until("all are gone", || service.census()["clients"] == 1);
+    until("all are gone", || service.counts()["clients"] == 1);
     until("their threads and descriptors too", || {
         service.threads() <= threads && service.descriptors() <= descriptors
     });
@@ -240,7 +240,7 @@ fn who_never_reads_is_cut_and_holds_nobody_up() {
     stalled.join("lobby");
     let members = members(&service, MEMBERS - 1 + (MEMBERS - 1) % BENCH_THREADS, 64 * 1024);
     let members: Vec<_> = members.into_iter().take(MEMBERS - 1).collect();
-    until("a hundred are in", || service.census()["rooms"] == json!({"lobby": MEMBERS}));
+    until("a hundred are in", || service.counts()["rooms"] == json!({"lobby": MEMBERS}));
     let mut publisher = publisher(&service);
 
     let start = Instant::now();

@@ -276,11 +276,11 @@ fn rooms_are_limited_and_vanish() {
             }
         }
         writer.join().unwrap();
-        assert_eq!(service.census()["rooms"].as_object().unwrap().len(), 100);
+        assert_eq!(service.counts()["rooms"].as_object().unwrap().len(), 100);
         let grown = service.rss_kib().saturating_sub(idle);
         assert!(grown < 4096, "{grown} KiB");
         drop(client);
-        until("the rooms are gone", || service.census()["rooms"] == json!({}));
+        until("the rooms are gone", || service.counts()["rooms"] == json!({}));
     });
 }
 

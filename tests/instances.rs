@@ -77,7 +77,7 @@ fn users_rooms_and_everyone_are_reached_at_both() {
     }
     notify(&a, json!({"event": "for_nobody", "user_id": "nobody"}), 0);
     assert_nothing_else(&[&a, &b], &mut all);
-    assert_eq!(a.census(), json!({"clients": 1, "rooms": {}}), "only its own");
+    assert_eq!(a.counts(), json!({"clients": 1, "rooms": {}}), "only its own");
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn three_instances_get_each_publisher_s_messages_once_and_in_order() {
     let [a, b, c] = &services;
     assert_nothing_else(&[a, b, c], &mut [x, y, z]);
     for service in &services {
-        assert_eq!(service.census()["rooms"], json!({"lobby": 1}), "only its own");
+        assert_eq!(service.counts()["rooms"], json!({"lobby": 1}), "only its own");
     }
 }
 

@@ -290,7 +290,7 @@ fn with_api_auth_off_no_token_is_asked_for_and_one_warning_says_so() {
 #[test]
 fn admin_clients_counts_connections_and_rooms() {
     let service = Service::start();
-    assert_eq!(service.census(), json!({"clients": 0, "rooms": {}}));
+    assert_eq!(service.counts(), json!({"clients": 0, "rooms": {}}));
     let (mut one, mut two) = (client(&service, "1"), client(&service, "2"));
     one.join("lobby");
     two.join("lobby");

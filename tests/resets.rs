@@ -87,7 +87,7 @@ fn a_reset_at_every_stage_of_a_websocket_is_survived() {
         });
         reset(stalled.stream());
         drop(stalled);
-        until("the lobby is empty", || service.census() == json!({"clients": 0, "rooms": {}}));
+        until("the lobby is empty", || service.counts() == json!({"clients": 0, "rooms": {}}));
     });
 }
 
@@ -110,7 +110,7 @@ fn a_reset_within_a_backend_call_is_survived() {
     until("all is back", || {
         service.threads() <= before.0 + 1 && service.descriptors() <= before.1 + 1
     });
-    assert_eq!(service.census(), json!({"clients": 0, "rooms": {}}));
+    assert_eq!(service.counts(), json!({"clients": 0, "rooms": {}}));
 }
 
 #[test]

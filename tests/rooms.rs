@@ -29,7 +29,7 @@ fn answer_to(client: &mut Client, kind: &str, room: &str) -> String {
 }
 
 fn rooms(service: &Service) -> Value {
-    service.census()["rooms"].clone()
+    service.counts()["rooms"].clone()
 }
 
 fn assert_may_join(service: &Service, claims: &Value, allowed: &[&str], refused: &[&str]) {
@@ -232,13 +232,13 @@ fn rooms_vanish_with_their_last_member() {
     a.join("lobby");
     b.join("lobby");
     b.join("order-2");
-    assert_eq!(service.census(), json!({"clients": 2, "rooms": {"lobby": 2, "order-2": 1}}));
+    assert_eq!(service.counts(), json!({"clients": 2, "rooms": {"lobby": 2, "order-2": 1}}));
     drop(b);
-    until("b is gone", || service.census() == json!({"clients": 1, "rooms": {"lobby": 1}}));
+    until("b is gone", || service.counts() == json!({"clients": 1, "rooms": {"lobby": 1}}));
     a.broadcast("lobby", &json!("still"));
     assert_eq!(a.json()["body"], "still");
     drop(a);
-    until("a is gone", || service.census() == json!({"clients": 0, "rooms": {}}));
+    until("a is gone", || service.counts() == json!({"clients": 0, "rooms": {}}));
 }
 
 #[test]

@@ -118,7 +118,7 @@ impl Instance {
         let key = self.hub.ask(reserve).unwrap().unwrap();
         let (frames, received) = unbounded();
         let socket = Arc::new(Peer { frames, activity: Activity::default() });
-        self.hub.send(Event::Register { key, socket, answer: Bytes::new() }).unwrap();
+        self.hub.send(Event::Register { key, socket, response: Bytes::new() }).unwrap();
         Member { hub: self.hub.clone(), key, received }
     }
 

@@ -1,4 +1,4 @@
-//! Questions to the authorization backend: an actor that keeps answers and lets equal questions share
+//! Questions to the authorization backend: an actor that keeps cache and lets equal questions share
 //! a call.
 //!
 //! ```text
@@ -7,7 +7,7 @@
 //!    └────verdicts───────┘   └────outcomes─────┘
 //! ```
 //!
-//! The thread `authz` alone owns the answers and the table of calls in flight, so there is no lock. It
+//! The thread `authz` alone owns the cache and the table of calls in flight, so there is no lock. It
 //! never blocks: the jobs that wait are at most one for each reader's question.
 
 #[cfg(test)]
@@ -37,7 +37,7 @@ use call::{CallError, Caller};
 const ALLOW_KEPT: Duration = Duration::from_secs(30);
 /// How long a deny is kept: shorter, as it stands in the way of someone just let in.
 const DENY_KEPT: Duration = Duration::from_secs(5);
-/// Most answers that are kept.
+/// Most cache that are kept.
 const MAX_ANSWERS: usize = 10_000;
 /// Questions that wait for the `authz` thread; a full channel holds back the readers.
 const QUESTION_QUEUE: usize = 256;
@@ -56,14 +56,14 @@ type Call = dyn Fn(&Question, Duration) -> Result<bool, CallError> + Send + Sync
 
 /// The numbers of DESIGN section 4.
 #[derive(Debug, Clone)]
-pub(super) struct Terms {
+pub(super) struct Settings {
     pub(super) timeout: Duration,
     pub(super) allow_kept: Duration,
     pub(super) deny_kept: Duration,
     pub(super) max_answers: usize,
 }
 
-impl Default for Terms {
+impl Default for Settings {
     fn default() -> Self {
         Self {
             timeout: BACKEND_TIMEOUT,
@@ -158,21 +158,21 @@ impl Backend {
     pub(super) fn over_http(url: &str, threads: &Threads) -> io::Result<Self> {
         let caller = Caller::new(url);
         let call = Arc::new(move |question: &_, left: Duration| caller.call(question, left));
-        Self::start(call, Terms::default(), threads)
+        Self::start(call, Settings::default(), threads)
     }
 
     /// Starts the actor and the first calling thread.
-    fn start(call: Arc<Call>, terms: Terms, threads: &Threads) -> io::Result<Self> {
+    fn start(call: Arc<Call>, settings: Settings, threads: &Threads) -> io::Result<Self> {
         let (questions, asked) = bounded(QUESTION_QUEUE);
         let (jobs, taken) = unbounded();
         let (report, outcomes) = unbounded();
         let stats = Arc::new(BackendStats::default());
-        let timeout = terms.timeout;
+        let timeout = settings.timeout;
         let worker = Worker { jobs: taken, report, call, stats: Arc::clone(&stats) };
         let mut workers = Workers { jobs, worker, count: 0, busy: 0, threads: threads.clone() };
         workers.add()?;
-        let answers = Answers::new(terms);
-        let actor = Actor { answers, in_flight: HashMap::new(), workers, logged: None };
+        let cache = Cache::new(settings);
+        let actor = Actor { cache, in_flight: HashMap::new(), workers, logged: None };
         threads.spawn("authz", move || actor.run(&asked, &outcomes))?;
         Ok(Self { questions, timeout, stats })
     }
@@ -196,7 +196,7 @@ impl Backend {
 
 /// The state of the `authz` thread.
 struct Actor {
-    answers: Answers,
+    cache: Cache,
     in_flight: HashMap<Question, Vec<Asker>>,
     workers: Workers,
     logged: Option<Instant>,
@@ -206,7 +206,7 @@ impl Actor {
     /// Ends when the last [`Backend`] is dropped; that drops `jobs`, which ends the calling threads.
     fn run(mut self, questions: &Receiver<Asked>, outcomes: &Receiver<Outcome>) {
         loop {
-            // Answers first, so that a flood of questions finds them kept.
+            // Cache first, so that a flood of questions finds them kept.
             select_biased! {
                 recv(outcomes) -> outcome => {
                     // The workers' end is held here too, so it never disconnects.
@@ -223,7 +223,7 @@ impl Actor {
     }
 
     fn ask(&mut self, Asked { question, asker }: Asked) {
-        if let Some(allowed) = self.answers.get(&question, Instant::now()) {
+        if let Some(allowed) = self.cache.get(&question, Instant::now()) {
             return answer(&asker, verdict(allowed));
         }
         match self.in_flight.entry(question) {
@@ -242,7 +242,7 @@ impl Actor {
         let now = Instant::now();
         let verdict = match result {
             Ok(allowed) => {
-                self.answers.keep(question, allowed, now);
+                self.cache.keep(question, allowed, now);
                 verdict(allowed)
             }
             Err(None) => return self.ask_again(question, askers, now),
@@ -277,24 +277,24 @@ fn answer(asker: &Asker, verdict: Verdict) {
     let _ = asker.reply.try_send(verdict);
 }
 
-/// Answers by question, each until its time, the oldest dropped when there are too many.
-struct Answers {
-    terms: Terms,
-    by_question: HashMap<Question, Answer>,
+/// Cache by question, each until its time, the oldest dropped when there are too many.
+struct Cache {
+    settings: Settings,
+    by_question: HashMap<Question, CachedAnswer>,
     /// Questions by the number of their answer: in the order in which they came.
     by_age: BTreeMap<u64, Question>,
     next: u64,
 }
 
-struct Answer {
+struct CachedAnswer {
     allowed: bool,
     until: Instant,
     number: u64,
 }
 
-impl Answers {
-    fn new(terms: Terms) -> Self {
-        Self { terms, by_question: HashMap::new(), by_age: BTreeMap::new(), next: 0 }
+impl Cache {
+    fn new(settings: Settings) -> Self {
+        Self { settings, by_question: HashMap::new(), by_age: BTreeMap::new(), next: 0 }
     }
 
     fn get(&mut self, question: &Question, now: Instant) -> Option<bool> {
@@ -308,15 +308,15 @@ impl Answers {
     }
 
     fn keep(&mut self, question: Question, allowed: bool, now: Instant) {
-        let kept = if allowed { self.terms.allow_kept } else { self.terms.deny_kept };
+        let kept = if allowed { self.settings.allow_kept } else { self.settings.deny_kept };
         let number = self.next;
         self.next += 1;
-        let answer = Answer { allowed, until: now + kept, number };
+        let answer = CachedAnswer { allowed, until: now + kept, number };
         if let Some(old) = self.by_question.insert(question.clone(), answer) {
             self.by_age.remove(&old.number);
         }
         self.by_age.insert(number, question);
-        while self.by_age.len() > self.terms.max_answers {
+        while self.by_age.len() > self.settings.max_answers {
             let Some((_, oldest)) = self.by_age.pop_first() else { return };
             self.by_question.remove(&oldest);
         }

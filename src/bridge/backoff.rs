@@ -46,11 +46,11 @@ mod tests {
 
     #[test]
     fn the_ceiling_doubles_up_to_two_seconds() {
-        let ceilings = [1, 2, 3, 4, 5, 6, 7, 32, 33, u32::MAX].map(|failures| {
+        let capacity = [1, 2, 3, 4, 5, 6, 7, 32, 33, u32::MAX].map(|failures| {
             let nanos = wait(failures, u64::MAX).as_nanos();
             (nanos as f64 / 1e6).round() as u64
         });
-        assert_eq!(ceilings, [100, 200, 400, 800, 1600, 2000, 2000, 2000, 2000, 2000]);
+        assert_eq!(capacity, [100, 200, 400, 800, 1600, 2000, 2000, 2000, 2000, 2000]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ const PROBE: &str = "ws:probe:";
 
 /// The channels of one instance, each behind `REDIS_PREFIX`.
 #[derive(Debug)]
-pub(super) struct Channels {
+pub(super) struct ChannelNames {
     prefix: String,
     probe: String,
 }
@@ -30,7 +30,7 @@ pub(super) enum Source {
     Probe,
 }
 
-impl Channels {
+impl ChannelNames {
     /// The channels of this instance.
     pub(super) fn new(prefix: &str, instance: Uuid) -> Self {
         Self { prefix: prefix.to_owned(), probe: format!("{prefix}{PROBE}{instance}") }
@@ -108,8 +108,8 @@ fn escape_glob(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn channels(prefix: &str) -> Channels {
-        Channels::new(prefix, Uuid::from_u128(5))
+    fn channels(prefix: &str) -> ChannelNames {
+        ChannelNames::new(prefix, Uuid::from_u128(5))
     }
 
     #[test]

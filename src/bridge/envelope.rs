@@ -17,14 +17,14 @@ pub(super) const ENVELOPE_BYTES: usize = 1024;
 
 /// Who publishes, and the number of its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Origin {
+pub(super) struct Envelope {
     /// Random at each start of an instance.
     pub(super) instance: Uuid,
     /// Rises with every message, from 1.
     pub(super) number: u64,
 }
 
-impl Origin {
+impl Envelope {
     /// Puts the leading member before a payload; `None` when that is not a JSON object.
     pub(super) fn wrap(self, payload: &[u8]) -> Option<Vec<u8>> {
         let members = payload.strip_prefix(b"{")?;
@@ -51,7 +51,7 @@ impl Origin {
     }
 }
 
-/// Only the form that [`Origin::wrap`] writes: lower case, hyphens.
+/// Only the form that [`Envelope::wrap`] writes: lower case, hyphens.
 fn parse_instance(text: &str) -> Option<Uuid> {
     if text.bytes().any(|b| b.is_ascii_uppercase()) {
         return None;
@@ -59,7 +59,7 @@ fn parse_instance(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok()
 }
 
-/// Only the form that [`Origin::wrap`] writes: digits, from 1, no leading zero.
+/// Only the form that [`Envelope::wrap`] writes: digits, from 1, no leading zero.
 fn parse_number(text: &str) -> Option<u64> {
     let digits = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
     if digits { text.parse().ok() } else { None }
@@ -80,7 +80,7 @@ struct Highest {
 
 impl Seen {
     /// Whether this message is above all that were seen of its origin; from now on it is seen.
-    pub(super) fn advance(&mut self, origin: Origin) -> bool {
+    pub(super) fn advance(&mut self, origin: Envelope) -> bool {
         self.clock += 1;
         if let Some(highest) = self.origins.get_mut(&origin.instance) {
             highest.used = self.clock;

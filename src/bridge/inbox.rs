@@ -6,15 +6,15 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::DropReason;
-use super::channel_names::{Channels, Source, is_id};
-use super::envelope::{ENVELOPE_BYTES, Origin, Seen};
+use super::channel_names::{ChannelNames, Source, is_id};
+use super::envelope::{ENVELOPE_BYTES, Envelope, Seen};
 use crate::config::MAX_NOTIFICATION_BYTES;
 use crate::hub::{Delivery, Target};
 use crate::protocol::text_frame;
 
 /// What to do with a message.
 #[derive(Debug)]
-pub(super) enum Received {
+pub(super) enum Inbound {
     /// Hand it to the handler.
     Deliver(Delivery),
     /// Nothing: it is our own, and local connections have it.
@@ -39,24 +39,29 @@ impl Inbox {
     }
 
     /// Decides about one message.
-    pub(super) fn read(&mut self, channels: &Channels, channel: &str, payload: &[u8]) -> Received {
+    pub(super) fn read(
+        &mut self,
+        channels: &ChannelNames,
+        channel: &str,
+        payload: &[u8],
+    ) -> Inbound {
         let read = match channels.read(channel) {
             None => Err(DropReason::BadChannel),
             Some(Source::Probe) => Ok(read_probe(payload)),
             Some(Source::Event) => read_event(payload),
             Some(Source::Target(target)) => self.read_message(target, payload),
         };
-        read.unwrap_or_else(Received::Drop)
+        read.unwrap_or_else(Inbound::Drop)
     }
 
-    fn read_message(&mut self, target: Target, payload: &[u8]) -> Result<Received, DropReason> {
+    fn read_message(&mut self, target: Target, payload: &[u8]) -> Result<Inbound, DropReason> {
         let text = checked_text(payload, MAX_NOTIFICATION_BYTES + ENVELOPE_BYTES)?;
-        let Some((origin, members)) = Origin::unwrap(text) else {
+        let Some((origin, members)) = Envelope::unwrap(text) else {
             let text = checked_text(payload, MAX_NOTIFICATION_BYTES)?;
             return Ok(deliver(target, text));
         };
         if origin.instance == self.instance {
-            return Ok(Received::Own);
+            return Ok(Inbound::Own);
         }
         if !self.seen.advance(origin) {
             return Err(DropReason::Repeated);
@@ -65,8 +70,8 @@ impl Inbox {
     }
 }
 
-fn deliver(target: Target, text: &str) -> Received {
-    Received::Deliver(Delivery { target, frame: text_frame(text) })
+fn deliver(target: Target, text: &str) -> Inbound {
+    Inbound::Deliver(Delivery { target, frame: text_frame(text) })
 }
 
 fn checked_text(payload: &[u8], most_bytes: usize) -> Result<&str, DropReason> {
@@ -77,9 +82,9 @@ fn checked_text(payload: &[u8], most_bytes: usize) -> Result<&str, DropReason> {
 }
 
 /// Only this instance knows the channel, so a number that is none is somebody's experiment.
-fn read_probe(payload: &[u8]) -> Received {
+fn read_probe(payload: &[u8]) -> Inbound {
     let number = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok());
-    number.map_or(Received::Drop(DropReason::BadChannel), Received::Probe)
+    number.map_or(Inbound::Drop(DropReason::BadChannel), Inbound::Probe)
 }
 
 /// An event of the marketplace; further members are the clients' business.
@@ -108,7 +113,7 @@ impl SellerId {
     }
 }
 
-fn read_event(payload: &[u8]) -> Result<Received, DropReason> {
+fn read_event(payload: &[u8]) -> Result<Inbound, DropReason> {
     let text = checked_text(payload, MAX_NOTIFICATION_BYTES)?;
     let event: SystemEvent = serde_json::from_str(text).map_err(|_| DropReason::BadEvent)?;
     let target = match &*event.kind {

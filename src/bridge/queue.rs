@@ -20,14 +20,14 @@ pub(super) struct Queue {
 
 /// The end that the publisher has.
 #[derive(Debug)]
-pub(super) struct Drain {
-    /// For `select!`; whoever receives must call [`Drain::taken`].
+pub(super) struct QueueReceiver {
+    /// For `select!`; whoever receives must call [`QueueReceiver::taken`].
     pub(super) messages: Receiver<Outgoing>,
     bytes: Arc<AtomicUsize>,
 }
 
 /// Both ends of a queue that does not take messages yet.
-pub(super) fn queue(counters: Arc<BridgeCounters>) -> (Queue, Drain) {
+pub(super) fn queue(counters: Arc<BridgeCounters>) -> (Queue, QueueReceiver) {
     let (sender, receiver) = bounded(QUEUE_MESSAGES);
     let bytes = Arc::new(AtomicUsize::new(0));
     let queue = Queue {
@@ -37,7 +37,7 @@ pub(super) fn queue(counters: Arc<BridgeCounters>) -> (Queue, Drain) {
         closed: AtomicBool::new(false),
         counters,
     };
-    (queue, Drain { messages: receiver, bytes })
+    (queue, QueueReceiver { messages: receiver, bytes })
 }
 
 impl Queue {
@@ -83,7 +83,7 @@ impl Queue {
     }
 }
 
-impl Drain {
+impl QueueReceiver {
     /// The next message, if one waits.
     pub(super) fn take(&self) -> Option<Outgoing> {
         let outgoing = self.messages.try_recv().ok()?;
@@ -107,20 +107,20 @@ mod tests {
         Outgoing { target: Target::Everyone, payload: vec![b'{'; bytes].into() }
     }
 
-    fn open() -> (Queue, Drain) {
-        let (queue, drain) = queue(Arc::default());
+    fn open() -> (Queue, QueueReceiver) {
+        let (queue, receiver) = queue(Arc::default());
         queue.set_connected(true);
-        (queue, drain)
+        (queue, receiver)
     }
 
     #[test]
     fn it_holds_ten_thousand_messages() {
-        let (queue, drain) = open();
+        let (queue, receiver) = open();
         for _ in 0..QUEUE_MESSAGES {
             queue.offer(message(2)).unwrap();
         }
         assert_eq!(queue.offer(message(2)), Err(DropReason::QueueFull));
-        assert!(drain.take().is_some());
+        assert!(receiver.take().is_some());
         queue.offer(message(2)).unwrap();
         assert_eq!(queue.counters.dropped(DropReason::QueueFull), 1);
         assert_eq!(queue.len(), QUEUE_MESSAGES);
@@ -128,14 +128,14 @@ mod tests {
 
     #[test]
     fn it_holds_sixteen_mebibytes() {
-        let (queue, drain) = open();
+        let (queue, receiver) = open();
         let mebibyte = QUEUE_BYTES / 16;
         for _ in 0..16 {
             queue.offer(message(mebibyte)).unwrap();
         }
         assert_eq!(queue.offer(message(1)), Err(DropReason::QueueFull));
-        let outgoing = drain.messages.try_recv().unwrap();
-        drain.taken(&outgoing);
+        let outgoing = receiver.messages.try_recv().unwrap();
+        receiver.taken(&outgoing);
         assert_eq!(queue.offer(message(mebibyte + 1)), Err(DropReason::QueueFull));
         queue.offer(message(mebibyte)).unwrap();
     }

@@ -22,8 +22,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 use redis::{Client, Connection, RedisError};
 use uuid::Uuid;
 
-use super::channel_names::Channels;
-use super::queue::{Drain, Queue, queue};
+use super::channel_names::ChannelNames;
+use super::queue::{Queue, QueueReceiver, queue};
 use super::{BridgeCounters, DropReason, Handler, NotClosed, Outgoing, PubSub};
 use crate::config::RedisConfig;
 use crate::runtime::threads::Threads;
@@ -52,7 +52,7 @@ pub struct RedisPubSub {
 /// What both threads and the hub see.
 struct Shared {
     client: Client,
-    channels: Channels,
+    channels: ChannelNames,
     /// Random at each start.
     instance: Uuid,
     queue: Queue,
@@ -65,7 +65,7 @@ struct Shared {
 }
 
 enum Life {
-    New { drain: Drain, probe_asked: Receiver<()> },
+    New { receiver: QueueReceiver, probe_asked: Receiver<()> },
     Running { stop: Option<Sender<Infallible>>, ended: Receiver<Infallible> },
     Failed,
 }
@@ -81,11 +81,11 @@ impl RedisPubSub {
         let address = info.addr().to_string();
         let instance = Uuid::new_v4();
         let counters = Arc::new(BridgeCounters::default());
-        let (queue, drain) = queue(Arc::clone(&counters));
+        let (queue, receiver) = queue(Arc::clone(&counters));
         let (probe_now, probe_asked) = bounded(1);
         let shared = Arc::new(Shared {
             client: Client::open(info).map_err(|e| e.category().to_owned())?,
-            channels: Channels::new(&config.prefix, instance),
+            channels: ChannelNames::new(&config.prefix, instance),
             instance,
             queue,
             link: Link::new(address),
@@ -93,14 +93,19 @@ impl RedisPubSub {
             confirmed_probe: AtomicU64::new(0),
             probe_now,
         });
-        Ok(Self { shared, threads, life: Mutex::new(Life::New { drain, probe_asked }) })
+        Ok(Self { shared, threads, life: Mutex::new(Life::New { receiver, probe_asked }) })
     }
 
-    fn spawn(&self, drain: Drain, probe_asked: Receiver<()>, handler: Handler) -> io::Result<Life> {
+    fn spawn(
+        &self,
+        receiver: QueueReceiver,
+        probe_asked: Receiver<()>,
+        handler: Handler,
+    ) -> io::Result<Life> {
         let (stop, stopped) = bounded(0);
         let (alive, ended) = bounded(0);
-        let stopped = Stopped(stopped);
-        let publisher = Publisher::new(&self.shared, drain, probe_asked, stopped.clone());
+        let stopped = StopSignal(stopped);
+        let publisher = Publisher::new(&self.shared, receiver, probe_asked, stopped.clone());
         let subscriber = Subscriber::new(&self.shared, handler, stopped);
         let also_alive = alive.clone();
         // When the second spawn fails, `stop` is dropped, which ends the first thread.
@@ -124,8 +129,8 @@ impl PubSub for RedisPubSub {
     fn start(&self, handler: Handler) -> io::Result<()> {
         let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *life, Life::Failed) {
-            Life::New { drain, probe_asked } => {
-                *life = self.spawn(drain, probe_asked, handler)?;
+            Life::New { receiver, probe_asked } => {
+                *life = self.spawn(receiver, probe_asked, handler)?;
                 Ok(())
             }
             other => {
@@ -181,9 +186,9 @@ fn describe(error: &RedisError) -> String {
 
 /// Tells a thread that it shall end: the other end is dropped.
 #[derive(Clone)]
-struct Stopped(Receiver<Infallible>);
+struct StopSignal(Receiver<Infallible>);
 
-impl Stopped {
+impl StopSignal {
     fn is_set(&self) -> bool {
         self.0.try_recv() == Err(TryRecvError::Disconnected)
     }

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use httparse::Status;
 
 use crate::config::{KIB, REST_CONNECTIONS};
-use crate::http::{Answer, Head};
+use crate::http::{Head, Response};
 use crate::rest::{CONNECTION_HEADER, PEER_HEADER};
 
 /// The headers that are passed on; a handler that reads another one adds it here. Everything
@@ -39,7 +39,7 @@ const ANSWER_CHUNK_BYTES: usize = 64 * KIB;
 const MAX_ANSWER_HEADERS: usize = 32;
 
 /// The request as tiny_http gets it, up to where the body begins.
-pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<u8>, Answer> {
+pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<u8>, Response> {
     let mut out = Vec::with_capacity(512);
     for part in [head.method(), " ", head.path()] {
         out.extend_from_slice(part.as_bytes());
@@ -55,7 +55,7 @@ pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<
         };
         if !value.bytes().all(|b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t')) {
             let message = format!("{known} holds bytes that are not visible ASCII");
-            return Err(Answer::error(400, "bad_request", &message));
+            return Err(Response::error(400, "bad_request", &message));
         }
         for part in [known, ": ", value, "\r\n"] {
             out.extend_from_slice(part.as_bytes());
@@ -70,25 +70,25 @@ pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<
     Ok(out)
 }
 
-/// The connections to tiny_http, lent one at a time.
-pub(super) struct Links {
+/// The connections to tiny_http, borrowed one at a time.
+pub(super) struct Pool {
     path: PathBuf,
     /// `None` stands for a broken one, replaced when it is borrowed.
     free: Receiver<Option<UnixStream>>,
     give_back: Sender<Option<UnixStream>>,
 }
 
-impl Links {
+impl Pool {
     /// Connects all of them.
     pub(super) fn connect(path: &Path) -> io::Result<Self> {
         let (give_back, free) = bounded(REST_CONNECTIONS);
-        let links = Self { path: path.into(), free, give_back };
+        let pool = Self { path: path.into(), free, give_back };
         for _ in 0..REST_CONNECTIONS {
-            let stream = links.open()?;
+            let stream = pool.open()?;
             // As many places as connections.
-            let _ = links.give_back.try_send(Some(stream));
+            let _ = pool.give_back.try_send(Some(stream));
         }
-        Ok(links)
+        Ok(pool)
     }
 
     #[cfg(test)]
@@ -112,44 +112,44 @@ impl Links {
         &self,
         request: Vec<u8>,
         to_head_request: bool,
-    ) -> Result<Answered, Answer> {
+    ) -> Result<RestResponse, Response> {
         let Ok(free) = self.free.recv_timeout(BORROW_TIMEOUT) else {
-            return Err(Answer::unavailable("all REST handlers are busy"));
+            return Err(Response::unavailable("all REST handlers are busy"));
         };
-        let mut lent = Lent { links: self, stream: None };
+        let mut borrowed = Borrowed { pool: self, stream: None };
         let mut stream = free.map_or_else(|| self.open(), Ok).map_err(|error| failed(&error))?;
         let answered =
             ask(&mut stream, &request, to_head_request).map_err(|error| failed(&error))?;
-        lent.stream = Some(stream);
+        borrowed.stream = Some(stream);
         Ok(answered)
     }
 }
 
-fn failed(error: &io::Error) -> Answer {
+fn failed(error: &io::Error) -> Response {
     log::warn!(error:%; "REST handler did not answer");
-    Answer::unavailable("the REST handler did not answer")
+    Response::unavailable("the REST handler did not answer")
 }
 
 /// Gives a connection back, or the place of one that broke.
-struct Lent<'a> {
-    links: &'a Links,
+struct Borrowed<'a> {
+    pool: &'a Pool,
     stream: Option<UnixStream>,
 }
 
-impl Drop for Lent<'_> {
+impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
-        let _ = self.links.give_back.try_send(self.stream.take());
+        let _ = self.pool.give_back.try_send(self.stream.take());
     }
 }
 
 /// An answer of tiny_http, complete and ready to be passed on.
 #[derive(Debug)]
-pub(super) struct Answered {
+pub(super) struct RestResponse {
     bytes: Vec<u8>,
     head_length: usize,
 }
 
-impl Answered {
+impl RestResponse {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -161,13 +161,13 @@ impl Answered {
     }
 }
 
-fn ask(stream: &mut UnixStream, request: &[u8], to_head_request: bool) -> io::Result<Answered> {
+fn ask(stream: &mut UnixStream, request: &[u8], to_head_request: bool) -> io::Result<RestResponse> {
     stream.write_all(request)?;
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     let mut bytes = Vec::new();
     let head = loop {
         read_more(stream, &mut bytes, ANSWER_BYTES, deadline)?;
-        if let Some(head) = AnswerHead::parse(&bytes)? {
+        if let Some(head) = ResponseHead::parse(&bytes)? {
             break head;
         }
     };
@@ -184,7 +184,7 @@ fn ask(stream: &mut UnixStream, request: &[u8], to_head_request: bool) -> io::Re
     if bytes.len() > whole {
         return Err(io::Error::other("the answer is longer than its Content-Length"));
     }
-    Ok(Answered { bytes, head_length: head.length })
+    Ok(RestResponse { bytes, head_length: head.length })
 }
 
 fn read_more(
@@ -205,14 +205,14 @@ fn read_more(
     }
 }
 
-struct AnswerHead {
+struct ResponseHead {
     status: u16,
     /// Of the head, in bytes.
     length: usize,
     content_length: usize,
 }
 
-impl AnswerHead {
+impl ResponseHead {
     fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_ANSWER_HEADERS];
         let mut response = httparse::Response::new(&mut headers);
@@ -228,7 +228,7 @@ impl AnswerHead {
         Ok(Some(Self { status: response.code.unwrap_or_default(), length, content_length }))
     }
 
-    fn without_length(&self, bytes: Vec<u8>) -> Answered {
+    fn without_length(&self, bytes: Vec<u8>) -> RestResponse {
         let head = bytes.get(..self.length).unwrap_or_default();
         let mut kept = Vec::with_capacity(head.len());
         for line in head.split_inclusive(|b| *b == b'\n') {
@@ -237,6 +237,6 @@ impl AnswerHead {
                 kept.extend_from_slice(line);
             }
         }
-        Answered { head_length: kept.len(), bytes: kept }
+        RestResponse { head_length: kept.len(), bytes: kept }
     }
 }

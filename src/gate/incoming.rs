@@ -18,7 +18,7 @@ const BUSY_SLICE: Duration = Duration::from_secs(1);
 
 /// How far the shutdown of the gate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
+pub(super) enum ShutdownPhase {
     /// Serving.
     Open,
     /// 503 to all but the probes; idle kept-alive connections end.
@@ -32,16 +32,16 @@ pub(super) enum Phase {
 pub(super) struct SharedPhase(AtomicU8);
 
 impl SharedPhase {
-    pub(super) fn get(&self) -> Phase {
+    pub(super) fn get(&self) -> ShutdownPhase {
         match self.0.load(Ordering::Relaxed) {
-            0 => Phase::Open,
-            1 => Phase::Draining,
-            _ => Phase::Closed,
+            0 => ShutdownPhase::Open,
+            1 => ShutdownPhase::Draining,
+            _ => ShutdownPhase::Closed,
         }
     }
 
     /// Phases only go forward.
-    pub(super) fn advance(&self, phase: Phase) {
+    pub(super) fn advance(&self, phase: ShutdownPhase) {
         self.0.fetch_max(phase as u8, Ordering::Relaxed);
     }
 }
@@ -187,7 +187,7 @@ impl<'a> Incoming<'a> {
         slice: Duration,
         idle: bool,
     ) -> Result<usize, Ended> {
-        let last = if idle { Phase::Draining } else { Phase::Closed };
+        let last = if idle { ShutdownPhase::Draining } else { ShutdownPhase::Closed };
         loop {
             if self.phase.get() >= last {
                 return Err(Ended::Gone);

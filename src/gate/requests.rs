@@ -4,12 +4,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::incoming::{Ended, Incoming, NoHead, Phase};
-use super::{Context, Seat, Upgrade, forward};
+use super::incoming::{Ended, Incoming, NoHead, ShutdownPhase};
+use super::{Context, Permit, Upgrade, forward};
 use crate::config::{KIB, MIB};
 use crate::http::cors;
 use crate::http::head::{Head, Version};
-use crate::http::response::{Answer, linger, write_within};
+use crate::http::response::{Response, linger, write_within};
 
 /// Path of the WebSocket handshake.
 const WEBSOCKET_PATH: &str = "/ws";
@@ -21,7 +21,7 @@ const BODY_CHUNK_BYTES: usize = 16 * KIB;
 const RESERVE_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An accepted connection.
-pub(super) struct Arrival {
+pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) number: u64,
@@ -29,9 +29,9 @@ pub(super) struct Arrival {
 
 /// Serves the connection to its end. A WebSocket lives inside the call of `upgrade`, so that call is
 /// made from a shallow stack and with all buffers freed.
-pub(super) fn serve(seat: Seat, arrival: Arrival) {
-    if let Some(upgrade) = converse(&seat, arrival) {
-        (seat.context.upgrade)(upgrade);
+pub(super) fn serve(permit: Permit, accepted: Accepted) {
+    if let Some(upgrade) = serve_requests(&permit, accepted) {
+        (permit.context.upgrade)(upgrade);
     }
 }
 
@@ -46,38 +46,40 @@ enum Next {
 }
 
 /// Why a request was not forwarded.
-enum Stop {
+enum Unserved {
     /// This is the answer.
-    Answer(Answer),
+    Response(Response),
     /// The peer is gone.
     Gone,
 }
 
-impl From<Answer> for Stop {
-    fn from(answer: Answer) -> Self {
-        Self::Answer(answer)
+impl From<Response> for Unserved {
+    fn from(response: Response) -> Self {
+        Self::Response(response)
     }
 }
 
 #[inline(never)]
-fn converse(seat: &Seat, arrival: Arrival) -> Option<Upgrade> {
-    let Arrival { stream, peer, number } = arrival;
-    let mut incoming = Incoming::new(&stream, &seat.context.phase);
-    let mut talk = Talk { seat, stream: &stream, peer, number };
+fn serve_requests(permit: &Permit, accepted: Accepted) -> Option<Upgrade> {
+    let Accepted { stream, peer, number } = accepted;
+    let mut incoming = Incoming::new(&stream, &permit.context.phase);
+    let mut requests = Requests { permit, stream: &stream, peer, number };
     let mut fresh = true;
     let next = loop {
-        let head = match incoming.head(seat.head_timeout(), fresh) {
+        let head = match incoming.head(permit.head_timeout(), fresh) {
             Ok(head) => head,
             Err(NoHead::Silent) => break Next::Gone,
             Err(NoHead::Late) => {
-                break talk
-                    .refuse(None, &Answer::error(408, "request_timeout", "request head is late"));
+                break requests.refuse(
+                    None,
+                    &Response::error(408, "request_timeout", "request head is late"),
+                );
             }
-            Err(NoHead::Bad(error)) => break talk.refuse(None, &Answer::from(&error)),
+            Err(NoHead::Bad(error)) => break requests.refuse(None, &Response::from(&error)),
         };
         fresh = false;
-        if let Some(answer) = talk.turned_away(&head) {
-            break talk.refuse(Some(&head), &answer);
+        if let Some(response) = requests.turned_away(&head) {
+            break requests.refuse(Some(&head), &response);
         }
         if head.path() == WEBSOCKET_PATH {
             let early = incoming.buffered().to_vec();
@@ -90,7 +92,7 @@ fn converse(seat: &Seat, arrival: Arrival) -> Option<Upgrade> {
                 peer,
             });
         }
-        match talk.request(&head, &mut incoming) {
+        match requests.request(&head, &mut incoming) {
             Next::Request => {}
             end => break end,
         }
@@ -101,7 +103,7 @@ fn converse(seat: &Seat, arrival: Arrival) -> Option<Upgrade> {
     None
 }
 
-impl Seat {
+impl Permit {
     fn head_timeout(&self) -> Duration {
         let timeout = self.context.config.head_timeout;
         if self.reserve { timeout.min(RESERVE_HEAD_TIMEOUT) } else { timeout }
@@ -109,47 +111,47 @@ impl Seat {
 }
 
 /// The answering side of a connection.
-struct Talk<'a> {
-    seat: &'a Seat,
+struct Requests<'a> {
+    permit: &'a Permit,
     stream: &'a TcpStream,
     peer: SocketAddr,
     number: u64,
 }
 
-impl Talk<'_> {
+impl Requests<'_> {
     fn context(&self) -> &Context {
-        &self.seat.context
+        &self.permit.context
     }
 
     fn is_draining(&self) -> bool {
-        self.context().phase.get() >= Phase::Draining
+        self.context().phase.get() >= ShutdownPhase::Draining
     }
 
     /// 503 for what a reserve connection or a service that shuts down does not serve.
-    fn turned_away(&self, head: &Head) -> Option<Answer> {
+    fn turned_away(&self, head: &Head) -> Option<Response> {
         let probe = matches!(head.method(), "GET" | "HEAD");
         let path = head.path();
         if self.is_draining() && !(probe && matches!(path, "/health" | "/ready")) {
-            return Some(Answer::unavailable("the service is shutting down"));
+            return Some(Response::unavailable("the service is shutting down"));
         }
-        if self.seat.reserve && !(probe && matches!(path, "/health" | "/ready" | "/metrics")) {
+        if self.permit.reserve && !(probe && matches!(path, "/health" | "/ready" | "/metrics")) {
             self.context().refused.count("connection_cap");
-            return Some(Answer::unavailable("all connections are taken"));
+            return Some(Response::unavailable("all connections are taken"));
         }
         None
     }
 
     /// Answers with an error, after which the connection ends.
-    fn refuse(&mut self, head: Option<&Head>, answer: &Answer) -> Next {
-        let mut answer = answer.clone();
+    fn refuse(&mut self, head: Option<&Head>, response: &Response) -> Next {
+        let mut response = response.clone();
         for (name, value) in cors::headers(
             &self.context().config.allowed_origins,
             head.and_then(|h| h.header("origin")),
         ) {
-            answer = answer.with_header(name, value);
+            response = response.with_header(name, value);
         }
         let to_head_request = head.is_some_and(|head| head.method() == "HEAD");
-        self.write(&answer.closing_bytes(to_head_request), true)
+        self.write(&response.closing_bytes(to_head_request), true)
     }
 
     fn write(&self, bytes: &[u8], close: bool) -> Next {
@@ -163,15 +165,15 @@ impl Talk<'_> {
     /// Reads the body, has tiny_http answer, and passes the answer on.
     fn request(&mut self, head: &Head, incoming: &mut Incoming<'_>) -> Next {
         match self.forward(head, incoming) {
-            Ok(mut answer) => {
-                let close = !head.keeps_alive() || self.seat.reserve || self.is_draining();
+            Ok(mut response) => {
+                let close = !head.keeps_alive() || self.permit.reserve || self.is_draining();
                 if close {
-                    answer.close();
+                    response.close();
                 }
-                self.write(answer.bytes(), close)
+                self.write(response.bytes(), close)
             }
-            Err(Stop::Answer(answer)) => self.refuse(Some(head), &answer),
-            Err(Stop::Gone) => Next::Gone,
+            Err(Unserved::Response(response)) => self.refuse(Some(head), &response),
+            Err(Unserved::Gone) => Next::Gone,
         }
     }
 
@@ -179,40 +181,40 @@ impl Talk<'_> {
         &mut self,
         head: &Head,
         incoming: &mut Incoming<'_>,
-    ) -> Result<forward::Answered, Stop> {
+    ) -> Result<forward::RestResponse, Unserved> {
         let length = self.body_length(head)?;
         let mut request = forward::request(head, self.peer, self.number)?;
-        let mut held = Held::new(&self.context().body_bytes);
+        let mut held = HeldBody::new(&self.context().body_bytes);
         if length > 0 {
             self.continue_if_expected(head, incoming)?;
             self.read_body(incoming, length, &mut request, &mut held)?;
         }
-        Ok(self.context().links.exchange(request, head.method() == "HEAD")?)
+        Ok(self.context().pool.exchange(request, head.method() == "HEAD")?)
     }
 
-    fn body_length(&self, head: &Head) -> Result<usize, Answer> {
+    fn body_length(&self, head: &Head) -> Result<usize, Response> {
         let most = self.context().config.max_body_bytes;
         let announced = head.content_length().unwrap_or(0);
         usize::try_from(announced).ok().filter(|length| *length <= most).ok_or_else(|| {
             let message = format!("body has {announced} bytes, at most {most} are taken");
-            Answer::error(413, "payload_too_large", &message)
+            Response::error(413, "payload_too_large", &message)
         })
     }
 
     /// `Expect: 100-continue` (RFC 9110, section 10.1.1); HTTP/1.0 has no interim answers.
-    fn continue_if_expected(&self, head: &Head, incoming: &Incoming<'_>) -> Result<(), Stop> {
+    fn continue_if_expected(&self, head: &Head, incoming: &Incoming<'_>) -> Result<(), Unserved> {
         match head.header("expect") {
             None => Ok(()),
             Some(expect) if !expect.eq_ignore_ascii_case("100-continue") => {
                 let message = "Expect is not 100-continue";
-                Err(Answer::error(417, "expectation_failed", message).into())
+                Err(Response::error(417, "expectation_failed", message).into())
             }
             Some(_) if head.version() == Version::Http10 || !incoming.buffered().is_empty() => {
                 Ok(())
             }
             Some(_) => match self.write(b"HTTP/1.1 100 Continue\r\n\r\n", false) {
                 Next::Request => Ok(()),
-                _ => Err(Stop::Gone),
+                _ => Err(Unserved::Gone),
             },
         }
     }
@@ -222,8 +224,8 @@ impl Talk<'_> {
         incoming: &mut Incoming<'_>,
         length: usize,
         request: &mut Vec<u8>,
-        held: &mut Held<'_>,
-    ) -> Result<(), Stop> {
+        held: &mut HeldBody<'_>,
+    ) -> Result<(), Unserved> {
         let deadline = Instant::now() + self.context().config.body_timeout;
         let mut missing = length;
         while missing > 0 {
@@ -231,8 +233,8 @@ impl Talk<'_> {
             held.grow(chunk)?;
             let read = match incoming.take_buffered(chunk, request) {
                 0 => incoming.read_onto(request, chunk, deadline).map_err(|ended| match ended {
-                    Ended::Gone => Stop::Gone,
-                    Ended::Late => Stop::Answer(Answer::error(
+                    Ended::Gone => Unserved::Gone,
+                    Ended::Late => Unserved::Response(Response::error(
                         408,
                         "request_timeout",
                         &format!("request body is late: {missing} of {length} bytes are missing"),
@@ -248,20 +250,20 @@ impl Talk<'_> {
 }
 
 /// A request's part of the budget for bodies; given back at the end.
-struct Held<'a> {
+struct HeldBody<'a> {
     total: &'a AtomicUsize,
     bytes: usize,
 }
 
-impl<'a> Held<'a> {
+impl<'a> HeldBody<'a> {
     fn new(total: &'a AtomicUsize) -> Self {
         Self { total, bytes: 0 }
     }
 
-    fn grow(&mut self, bytes: usize) -> Result<(), Answer> {
+    fn grow(&mut self, bytes: usize) -> Result<(), Response> {
         self.bytes += bytes;
         if self.total.fetch_add(bytes, Ordering::Relaxed) + bytes > BODY_BUDGET_BYTES {
-            return Err(Answer::unavailable("too many request bodies are in flight"));
+            return Err(Response::unavailable("too many request bodies are in flight"));
         }
         Ok(())
     }
@@ -272,7 +274,7 @@ impl<'a> Held<'a> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldBody<'_> {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -285,13 +287,13 @@ mod tests {
     #[test]
     fn bodies_share_a_budget_and_give_it_back() {
         let total = AtomicUsize::new(0);
-        let mut first = Held::new(&total);
+        let mut first = HeldBody::new(&total);
         assert_eq!(first.grow(BODY_BUDGET_BYTES), Ok(()));
-        let mut second = Held::new(&total);
-        assert_eq!(second.grow(1).map_err(|answer| answer.status()), Err(503));
+        let mut second = HeldBody::new(&total);
+        assert_eq!(second.grow(1).map_err(|response| response.status()), Err(503));
         drop(second);
         first.shrink(1);
-        assert_eq!(Held::new(&total).grow(1), Ok(()));
+        assert_eq!(HeldBody::new(&total).grow(1), Ok(()));
         drop(first);
         assert_eq!(total.into_inner(), 0);
     }

@@ -13,7 +13,7 @@ use super::*;
 use crate::auth::Authorizer;
 use crate::auth::Identity;
 use crate::config::{KIB, MIB, RoomPolicy};
-use crate::hub::{Census, Event, HubHandle};
+use crate::hub::{Counts, Event, HubHandle};
 use crate::metrics::{Counters, Metrics};
 use crate::runtime::channel;
 
@@ -60,9 +60,9 @@ fn count_seven(events: &channel::Receiver<Event>) {
             Event::Notify(deliveries, reply) => {
                 let _ = reply.send(vec![7; deliveries.len()]);
             }
-            Event::Census(reply) => {
+            Event::Counts(reply) => {
                 let rooms = (0..40_000).map(|n| (format!("order-{n:08}"), 1)).collect();
-                let _ = reply.send(Census { clients: 1, rooms });
+                let _ = reply.send(Counts { clients: 1, rooms });
             }
             _ => {}
         }
@@ -332,8 +332,8 @@ fn api_auth_off_asks_for_no_token() {
         ONE.len()
     );
     assert_eq!(rig.ask(&body).status, 200);
-    let census = rig.ask(&get("/admin/clients"));
-    assert!(census.body.starts_with(r#"{"clients":1,"rooms":{"order-00000000":1,"#));
+    let counts = rig.ask(&get("/admin/clients"));
+    assert!(counts.body.starts_with(r#"{"clients":1,"rooms":{"order-00000000":1,"#));
 }
 
 #[test]
@@ -606,7 +606,7 @@ fn a_running_request_finishes_while_the_gate_drains() {
 #[test]
 fn closing_frees_the_port_and_the_private_socket() {
     let rig = Rig::start(config());
-    let directory = rig.gate().context.links.path().parent().unwrap().to_owned();
+    let directory = rig.gate().context.pool.path().parent().unwrap().to_owned();
     let mode = std::fs::metadata(&directory).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
     let addr = rig.gate().addr();
@@ -666,12 +666,12 @@ fn a_broken_link_is_replaced() {
         second.write_all(b"Length: 2\r\n\r\no").unwrap();
         second.write_all(b"k").unwrap();
     });
-    let links = Links::connect(socket.path()).unwrap();
+    let pool = Pool::connect(socket.path()).unwrap();
     for _ in 0..crate::config::REST_CONNECTIONS {
-        let refused = links.exchange(b"request".to_vec(), false).unwrap_err();
+        let refused = pool.exchange(b"request".to_vec(), false).unwrap_err();
         assert_eq!(refused.status(), 503);
     }
-    let mut answered = links.exchange(b"request".to_vec(), false).unwrap();
+    let mut answered = pool.exchange(b"request".to_vec(), false).unwrap();
     answered.close();
     assert_eq!(
         String::from_utf8(answered.bytes().to_vec()).unwrap(),

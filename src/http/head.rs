@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use httparse::Status;
 
-use super::response::Answer;
+use super::response::Response;
 use crate::config::{KIB, MAX_HEAD_BYTES};
 
 /// Longest request line, in bytes; past it the answer is 414.
@@ -115,7 +115,7 @@ impl fmt::Display for HeadError {
 
 impl std::error::Error for HeadError {}
 
-impl From<&HeadError> for Answer {
+impl From<&HeadError> for Response {
     fn from(error: &HeadError) -> Self {
         let (status, code) = match error {
             HeadError::UriTooLong => (414, "uri_too_long"),

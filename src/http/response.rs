@@ -16,13 +16,13 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// A status, headers and a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     status: u16,
     headers: Vec<(&'static str, Cow<'static, str>)>,
     body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     /// An answer whose body is this JSON text.
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self::new(status, "application/json", body)
@@ -51,8 +51,8 @@ impl Answer {
             json_string(code),
             json_string(message)
         );
-        let answer = Self::json(status, body);
-        if status == 503 { answer.with_header("Retry-After", "1") } else { answer }
+        let response = Self::json(status, body);
+        if status == 503 { response.with_header("Retry-After", "1") } else { response }
     }
 
     /// 503 with `Retry-After: 1`.
@@ -180,8 +180,8 @@ pub(crate) fn would_wait(error: &io::Error) -> bool {
 
 /// Writes `answer` within `timeout`, then closes the stream so that the answer arrives: the peer
 /// sees the end, and what it still sends is drained for up to a second.
-pub fn refuse(stream: &TcpStream, answer: &Answer, timeout: Duration) {
-    if write_within(stream, &answer.closing_bytes(false), timeout).is_ok() {
+pub fn refuse(stream: &TcpStream, response: &Response, timeout: Duration) {
+    if write_within(stream, &response.closing_bytes(false), timeout).is_ok() {
         linger(stream);
     }
 }
@@ -215,19 +215,19 @@ mod tests {
 
     #[test]
     fn an_error_is_json_and_closes() {
-        let answer = Answer::error(503, "service_unavailable", "say \"later\"");
+        let response = Response::error(503, "service_unavailable", "say \"later\"");
         assert_eq!(
-            String::from_utf8(answer.closing_bytes(false)).unwrap(),
+            String::from_utf8(response.closing_bytes(false)).unwrap(),
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\
              Content-Length: 74\r\nConnection: close\r\n\r\n\
              {\"status\":\"error\",\"error\":\"service_unavailable\",\"message\":\"say \\\"later\\\"\"}"
         );
-        assert!(answer.closing_bytes(true).ends_with(b"\r\n\r\n"));
+        assert!(response.closing_bytes(true).ends_with(b"\r\n\r\n"));
     }
 
     #[test]
     fn a_header_cannot_be_split() {
-        let answer = Answer::empty(200).with_header("Allow", "GET\r\nSet-Cookie: a=ä");
-        assert_eq!(answer.headers(), &[("Allow", Cow::from("GET??Set-Cookie: a=?"))]);
+        let response = Response::empty(200).with_header("Allow", "GET\r\nSet-Cookie: a=ä");
+        assert_eq!(response.headers(), &[("Allow", Cow::from("GET??Set-Cookie: a=?"))]);
     }
 }

@@ -14,14 +14,14 @@ pub struct FrameNumber(u32);
 
 /// The frames that were appended since the last flush.
 #[derive(Default)]
-pub struct Batch {
+pub struct FrameBatch {
     frames: Vec<Bytes>,
     /// What was joined last, and its bytes; empty when they were too many.
     list: Vec<FrameNumber>,
     joined: Vec<u8>,
 }
 
-impl Batch {
+impl FrameBatch {
     /// Adds a frame.
     pub fn add(&mut self, frame: Bytes) -> FrameNumber {
         // A batch ends at some ten thousand frames.
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn lists_are_joined_unless_they_are_too_large() {
-        let mut batch = Batch::default();
+        let mut batch = FrameBatch::default();
         let a = batch.add(Bytes::from_static(b"a"));
         let b = batch.add(Bytes::from_static(b"bc"));
         let large = batch.add(Bytes::from(vec![0; JOINED_BYTES]));

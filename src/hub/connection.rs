@@ -18,12 +18,12 @@ pub(super) struct Connection {
     pub(super) number: u64,
     pub(super) identity: Arc<Identity>,
     pub(super) since: Moment,
-    pub(super) phase: Phase,
+    pub(super) state: State,
     /// `None` until the connection registers.
     pub(super) socket: Option<Arc<dyn Socket>>,
     pub(super) outbox: Outbox,
     /// On the list of connections to flush.
-    pub(super) touched: bool,
+    pub(super) dirty: bool,
     /// Joined rooms, and the position in each.
     pub(super) rooms: HashMap<GroupKey, usize>,
     /// Group and position among the user's connections.
@@ -33,29 +33,29 @@ pub(super) struct Connection {
     /// on its way out when the next starts.
     pub(super) writers: usize,
     pub(super) pinged: Option<Moment>,
-    pub(super) end: Option<End>,
+    pub(super) end: Option<DisconnectReason>,
     pub(super) sent: u64,
     pub(super) received: u64,
 }
 
 /// Where a connection is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum State {
     /// Has a place, not yet a socket.
     Reserved,
-    /// Live: the only phase in which events count and frames are appended.
+    /// Live: the only state in which events count and frames are appended.
     Open,
     /// The Close frame is appended; the next flush sends or queues it.
     Closing,
     /// The Close frame is on its way; the peer has until the deadline to end the stream.
     Draining(Moment),
     /// Shut down in both directions; only its threads have still to end.
-    Cut,
+    Aborted,
 }
 
 /// Why a connection ended, as its log line and the metrics say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum End {
+pub enum DisconnectReason {
     /// With a Close frame.
     Closed(Close),
     /// The peer ended the stream or reset it without a Close.
@@ -70,7 +70,7 @@ pub enum End {
     UnfinishedMessage,
 }
 
-impl End {
+impl DisconnectReason {
     /// The name in metrics.
     pub fn label(self) -> &'static str {
         match self {
@@ -84,7 +84,7 @@ impl End {
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for DisconnectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed(close) => match close.code_and_reason() {
@@ -103,7 +103,7 @@ impl fmt::Display for End {
 /// What the clock makes due on a connection.
 pub(super) enum Due {
     Close(Close),
-    Cut(End),
+    Abort(DisconnectReason),
     Ping,
     Flush,
 }
@@ -120,11 +120,11 @@ impl Connection {
     /// What is due now; at most one thing a second.
     pub(super) fn due(&self, clocks: &Clocks) -> Option<Due> {
         let Clocks { now, .. } = *clocks;
-        match self.phase {
-            Phase::Open => self.due_while_open(clocks),
-            Phase::Draining(since) => (now.since(since) >= CLOSE_TIMEOUT)
-                .then_some(Due::Cut(self.end.unwrap_or(End::Gone))),
-            Phase::Reserved | Phase::Closing | Phase::Cut => None,
+        match self.state {
+            State::Open => self.due_while_open(clocks),
+            State::Draining(since) => (now.since(since) >= CLOSE_TIMEOUT)
+                .then_some(Due::Abort(self.end.unwrap_or(DisconnectReason::Gone))),
+            State::Reserved | State::Closing | State::Aborted => None,
         }
     }
 
@@ -136,10 +136,10 @@ impl Connection {
             return Some(Due::Close(Close::TokenExpired));
         }
         if self.outbox.head_since().is_some_and(|since| over(since, write_timeout)) {
-            return Some(Due::Cut(End::SlowConsumer));
+            return Some(Due::Abort(DisconnectReason::SlowConsumer));
         }
         if over(activity.unfinished_since.get(), UNFINISHED_MESSAGE_TIMEOUT) {
-            return Some(Due::Cut(End::UnfinishedMessage));
+            return Some(Due::Abort(DisconnectReason::UnfinishedMessage));
         }
         let last_byte = activity.last_byte.get();
         if last_byte != Moment::NEVER && now.since(last_byte) >= ping_interval {
@@ -147,7 +147,7 @@ impl Connection {
             match self.pinged.filter(|pinged| *pinged > last_byte) {
                 None => return Some(Due::Ping),
                 Some(pinged) if now.since(pinged) >= ping_interval => {
-                    return Some(Due::Cut(End::DeadPeer));
+                    return Some(Due::Abort(DisconnectReason::DeadPeer));
                 }
                 Some(_) => {}
             }

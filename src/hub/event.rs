@@ -9,7 +9,7 @@ use bytes::Bytes;
 use slotmap::new_key_type;
 
 use super::socket::Socket;
-use super::stats::Tally;
+use super::stats::Stats;
 use crate::auth::Identity;
 use crate::protocol::close::Close;
 use crate::protocol::{ErrorCode, MessageId, Room};
@@ -85,7 +85,7 @@ pub enum Event {
         socket: Arc<dyn Socket>,
         /// The 101, which the hub writes too: a thread that has sent once keeps 32 KiB of the kernel's
         /// memory to its end (`task_frag`), and a connection's thread so never sends. Empty for none.
-        answer: Bytes,
+        response: Bytes,
     },
     /// The handshake came to nothing: the place is free again.
     Release(ConnectionKey),
@@ -117,15 +117,15 @@ pub enum Event {
     /// A message that came through the broker.
     Remote(Delivery),
     /// How many are here.
-    Census(Sender<Census>),
+    Counts(Sender<Counts>),
     /// Who is here, one by one.
     List(ListQuery, Sender<Listing>),
     /// What the hub has counted.
-    Tally(Sender<Tally>),
+    Stats(Sender<Stats>),
     /// Close everything: no new place, Close 1001 behind what is queued. The sender is dropped when
     /// the last connection has ended.
     Shutdown(crossbeam_channel::Sender<Infallible>),
-    /// End the hub's loop; everyone else has ended.
+    /// DisconnectReason the hub's loop; everyone else has ended.
     Stop,
 }
 
@@ -172,7 +172,7 @@ pub struct ListedConnection {
 
 /// How many are here, for `GET /admin/clients`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Census {
+pub struct Counts {
     /// Live connections.
     pub clients: usize,
     /// Members of each room, by name.
@@ -224,8 +224,8 @@ impl HubHandle {
     ///
     /// # Errors
     /// [`HubGone`] when the hub has ended.
-    pub fn census(&self) -> Result<Census, HubGone> {
-        self.ask(Event::Census)
+    pub fn counts(&self) -> Result<Counts, HubGone> {
+        self.ask(Event::Counts)
     }
 
     /// Sends a question and waits for its answer.

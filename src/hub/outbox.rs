@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use bytes::Bytes;
 
 use super::backlog::{Backlog, Drain, backlog};
-use super::batch::{Batch, FrameNumber};
+use super::batch::{FrameBatch, FrameNumber};
 use super::socket::Socket;
 use crate::runtime::clock::Moment;
 
@@ -98,7 +98,7 @@ impl Outbox {
     /// Sends what is appended, or queues it behind the backlog.
     pub fn flush(
         &mut self,
-        batch: &mut Batch,
+        batch: &mut FrameBatch,
         socket: &dyn Socket,
         limits: BacklogLimits,
     ) -> Flush {
@@ -158,7 +158,7 @@ enum Sent {
     Part(usize),
 }
 
-fn send(socket: &dyn Socket, batch: &mut Batch, list: &[FrameNumber]) -> io::Result<Sent> {
+fn send(socket: &dyn Socket, batch: &mut FrameBatch, list: &[FrameNumber]) -> io::Result<Sent> {
     let mut sent = 0;
     for part in list.chunks(MAX_SLICES) {
         let (wanted, result) = send_part(socket, batch, part);
@@ -177,7 +177,7 @@ fn send(socket: &dyn Socket, batch: &mut Batch, list: &[FrameNumber]) -> io::Res
 /// Sends with one call; returns the number of bytes that should go, and the call's result.
 fn send_part(
     socket: &dyn Socket,
-    batch: &mut Batch,
+    batch: &mut FrameBatch,
     part: &[FrameNumber],
 ) -> (usize, io::Result<usize>) {
     if let [_, _, ..] = part

@@ -10,7 +10,7 @@ const FAN_OUT_BOUNDS: [f64; 8] = [0.0, 1.0, 3.0, 10.0, 100.0, 1_000.0, 5_000.0, 
 
 /// Counts since the start, and what is here now.
 #[derive(Debug, Clone)]
-pub struct Tally {
+pub struct Stats {
     /// Live connections.
     pub connections: u64,
     /// Rooms that have members.
@@ -33,7 +33,7 @@ pub struct Tally {
     pub fan_out: Buckets<8>,
 }
 
-impl Default for Tally {
+impl Default for Stats {
     fn default() -> Self {
         Self {
             connections: 0,
@@ -52,7 +52,7 @@ impl Default for Tally {
 
 /// What a client's message was.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Received {
+pub(super) enum MessageKind {
     Join,
     Leave,
     Broadcast,
@@ -71,12 +71,12 @@ pub struct ReceivedCounts {
 
 impl ReceivedCounts {
     /// Counts one.
-    pub(super) fn count(&mut self, kind: Received) {
+    pub(super) fn count(&mut self, kind: MessageKind) {
         *match kind {
-            Received::Join => &mut self.joins,
-            Received::Leave => &mut self.leaves,
-            Received::Broadcast => &mut self.broadcasts,
-            Received::Refused => &mut self.refused,
+            MessageKind::Join => &mut self.joins,
+            MessageKind::Leave => &mut self.leaves,
+            MessageKind::Broadcast => &mut self.broadcasts,
+            MessageKind::Refused => &mut self.refused,
         } += 1;
     }
 

@@ -161,7 +161,7 @@ impl Bench {
         activity.last_byte.set(Moment::from_millis(0));
         let peer = Arc::new(Peer { activity, state: Mutex::new(state) });
         let socket: Arc<dyn Socket> = Arc::<Peer>::clone(&peer);
-        self.hub.handle(Event::Register { key, socket, answer: Bytes::new() });
+        self.hub.handle(Event::Register { key, socket, response: Bytes::new() });
         Client { key, peer }
     }
 
@@ -189,14 +189,14 @@ impl Bench {
         self.hub.tick(Moment::from_millis(seconds * 1000), UNIX_EPOCH + after);
     }
 
-    fn census(&mut self) -> Census {
-        let (reply, census) = channel::bounded(1);
-        self.hub.handle(Event::Census(reply));
-        census.recv().unwrap()
+    fn counts(&mut self) -> Counts {
+        let (reply, counts) = channel::bounded(1);
+        self.hub.handle(Event::Counts(reply));
+        counts.recv().unwrap()
     }
 
-    fn places(&self) -> usize {
-        self.hub.connections.places.len()
+    fn slots(&self) -> usize {
+        self.hub.connections.slots.len()
     }
 }
 
@@ -249,7 +249,7 @@ fn a_leave_answers_also_where_nothing_was_joined_and_a_second_join_is_no_second_
     bench.hub.handle(Event::Leave(a.key, room("other"), None));
     bench.hub.flush();
     assert_eq!(a.peer.taken(), ["once", "left r", "left other"]);
-    assert_eq!(bench.census(), Census { clients: 1, rooms: BTreeMap::new() });
+    assert_eq!(bench.counts(), Counts { clients: 1, rooms: BTreeMap::new() });
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn a_socket_that_pushes_back_gets_a_writer_and_loses_nothing() {
     let WriterJob { key, socket, drain, .. } = job;
     let writer = std::thread::spawn(move || drain.run(|bytes| socket.send_all(bytes)).is_err());
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !bench.hub.connections.places[a.key].outbox.backlog().unwrap().is_drained() {
+    while !bench.hub.connections.slots[a.key].outbox.backlog().unwrap().is_drained() {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
@@ -361,7 +361,7 @@ fn a_slow_consumer_is_cut_by_frames_by_bytes_and_by_time_while_others_go_on() {
     let late = Moment::now().since(Moment::from_millis(0)) + Duration::from_secs(6);
     bench.hub.tick(Moment::from_millis(late.as_millis() as u64), UNIX_EPOCH);
     assert!(time.peer.is_cut() && !ok.peer.is_cut());
-    assert_eq!(bench.census().rooms, BTreeMap::from([("f".into(), 1)]));
+    assert_eq!(bench.counts().rooms, BTreeMap::from([("f".into(), 1)]));
 }
 
 #[test]
@@ -384,10 +384,10 @@ fn a_place_is_freed_when_reader_and_writer_have_ended() {
     bench.notify(Target::Everyone, "x");
     bench.hub.handle(Event::ReaderEnded(a.key));
     assert!(a.peer.is_cut());
-    assert_eq!((bench.places(), bench.census().clients), (1, 0));
+    assert_eq!((bench.slots(), bench.counts().clients), (1, 0));
     let job = bench.writers.recv().unwrap();
     finish(&mut bench, job);
-    assert_eq!(bench.places(), 0);
+    assert_eq!(bench.slots(), 0);
     assert!(bench.hub.users.iter().next().is_none());
 }
 
@@ -405,9 +405,9 @@ fn a_close_comes_behind_what_is_queued_and_is_the_last_frame() {
     assert_eq!(a.peer.taken(), ["queued", "close 1008"]);
     assert!(a.peer.is_write_shut() && !a.peer.is_cut());
     assert_eq!(b.peer.taken(), ["late"]);
-    assert_eq!(bench.census(), Census { clients: 1, rooms: BTreeMap::new() });
+    assert_eq!(bench.counts(), Counts { clients: 1, rooms: BTreeMap::new() });
     bench.hub.handle(Event::ReaderEnded(a.key));
-    assert_eq!(bench.places(), 1);
+    assert_eq!(bench.slots(), 1);
 }
 
 #[test]
@@ -448,7 +448,7 @@ fn a_connection_that_registers_during_the_shutdown_is_closed() {
     let state = PeerState { room: 100, taken: Vec::new(), write_shut: false, cut: false };
     let peer = Arc::new(Peer { activity: Activity::default(), state: Mutex::new(state) });
     let (socket, answer) = (Arc::<Peer>::clone(&peer) as _, text_frame("101"));
-    bench.hub.handle(Event::Register { key, socket, answer });
+    bench.hub.handle(Event::Register { key, socket, response: answer });
     bench.hub.flush();
     assert_eq!(peer.taken(), ["101", "close 1001"]);
 }
@@ -519,7 +519,7 @@ fn only_the_latest_unsent_pong_is_kept() {
         bench.hub.flush();
     }
     assert!(!a.peer.is_cut());
-    assert!(bench.hub.connections.places[a.key].outbox.backlog().unwrap().frames() <= 2);
+    assert!(bench.hub.connections.slots[a.key].outbox.backlog().unwrap().frames() <= 2);
 }
 
 #[derive(Debug, Clone)]
@@ -527,7 +527,7 @@ enum Step {
     Join(usize, u8),
     Leave(usize, u8),
     Broadcast(usize, u8),
-    End(usize),
+    DisconnectReason(usize),
     Flush,
 }
 
@@ -536,7 +536,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Join(c, r)),
         2 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Leave(c, r)),
         6 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Broadcast(c, r)),
-        1 => (0..5_usize).prop_map(Step::End),
+        1 => (0..5_usize).prop_map(Step::DisconnectReason),
         1 => Just(Step::Flush),
     ];
     prop::collection::vec(step, 0..120)
@@ -576,7 +576,7 @@ proptest! {
                         }
                     }
                 }
-                Step::End(c) => {
+                Step::DisconnectReason(c) => {
                     bench.hub.flush();
                     bench.hub.handle(Event::ReaderEnded(clients[c].key));
                     members.values_mut().for_each(|set| { set.remove(&c); });
@@ -594,6 +594,6 @@ proptest! {
             .filter(|(_, set)| !set.is_empty())
             .map(|(name, set)| (name.to_string(), set.len()))
             .collect();
-        prop_assert_eq!(bench.census(), Census { clients: 5 - ended.len(), rooms });
+        prop_assert_eq!(bench.counts(), Counts { clients: 5 - ended.len(), rooms });
     }
 }

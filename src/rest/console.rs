@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use crate::http::Answer;
+use crate::http::Response;
 
 const PAGE: &str = include_str!("console.html");
 
@@ -24,8 +24,8 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The page with its headers.
-pub fn page() -> Answer {
-    Answer::new(200, "text/html; charset=utf-8", PAGE)
+pub fn page() -> Response {
+    Response::new(200, "text/html; charset=utf-8", PAGE)
         .with_header("Content-Security-Policy", POLICY.as_str())
         .with_header("X-Content-Type-Options", "nosniff")
         .with_header("X-Frame-Options", "DENY")

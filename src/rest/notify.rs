@@ -14,7 +14,7 @@ use crate::protocol::Room;
 
 /// What a body asks for: one notification or a batch, which is answered with a list.
 #[derive(Debug)]
-pub struct Wanted {
+pub struct NotifyRequest {
     /// The notifications, checked, in order; at least one.
     pub deliveries: Vec<Delivery>,
     /// Whether the body was an array.
@@ -23,7 +23,7 @@ pub struct Wanted {
 
 /// Why a body was refused; nothing of it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BadNotify {
+pub struct BadRequest {
     /// The `error` of the answer.
     pub code: &'static str,
     /// The `message`: where and what.
@@ -47,9 +47,9 @@ struct Members<'a> {
 }
 
 /// Up to [`MAX_BATCH`] elements; more are refused without being collected.
-struct Batch<'a>(Vec<&'a RawValue>);
+struct BoundedArray<'a>(Vec<&'a RawValue>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Batch<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for BoundedArray<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Elements;
         impl<'de> Visitor<'de> for Elements {
@@ -79,17 +79,17 @@ impl<'de: 'a, 'a> Deserialize<'de> for Batch<'a> {
 /// Parses a body: one object, or an array of 1 to [`MAX_BATCH`].
 ///
 /// # Errors
-/// [`BadNotify`], which names the first bad notification and its member.
-pub fn parse(body: &[u8]) -> Result<Wanted, BadNotify> {
+/// [`BadRequest`], which names the first bad notification and its member.
+pub fn parse(body: &[u8]) -> Result<NotifyRequest, BadRequest> {
     let text = std::str::from_utf8(body).map_err(|error| {
         invalid_json(format!("body is not UTF-8 at byte {}", error.valid_up_to()))
     })?;
     let is_batch = text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('[');
     if !is_batch {
         let delivery = parse_one(text).map_err(|error| error.into_answer(None))?;
-        return Ok(Wanted { deliveries: vec![delivery], is_batch });
+        return Ok(NotifyRequest { deliveries: vec![delivery], is_batch });
     }
-    let Batch(elements) = serde_json::from_str(text)
+    let BoundedArray(elements) = serde_json::from_str(text)
         .map_err(|error| invalid_json(format!("body is not a batch: {error}")))?;
     if elements.is_empty() {
         return Err(invalid_json("body is an empty array, expected 1 to 100 notifications".into()));
@@ -99,11 +99,11 @@ pub fn parse(body: &[u8]) -> Result<Wanted, BadNotify> {
         .enumerate()
         .map(|(index, raw)| parse_one(raw.get()).map_err(|error| error.into_answer(Some(index))))
         .collect::<Result<_, _>>()?;
-    Ok(Wanted { deliveries, is_batch })
+    Ok(NotifyRequest { deliveries, is_batch })
 }
 
-fn invalid_json(message: String) -> BadNotify {
-    BadNotify { code: "invalid_json", message }
+fn invalid_json(message: String) -> BadRequest {
+    BadRequest { code: "invalid_json", message }
 }
 
 /// What is wrong with one notification, and with which member of it, where it is one.
@@ -122,14 +122,14 @@ impl BadMember {
         Self { code, member: None, what: what.into() }
     }
 
-    fn into_answer(self, index: Option<usize>) -> BadNotify {
+    fn into_answer(self, index: Option<usize>) -> BadRequest {
         let place = match (index, self.member) {
             (Some(index), Some(member)) => format!("notifications[{index}].{member}"),
             (Some(index), None) => format!("notifications[{index}]"),
             (None, Some(member)) => member.to_owned(),
             (None, None) => "notification".to_owned(),
         };
-        BadNotify { code: self.code, message: format!("{place}: {}", self.what) }
+        BadRequest { code: self.code, message: format!("{place}: {}", self.what) }
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the system allows, and how many connections and writers that leaves (DESIGN section 1,
-//! "Ceilings").
+//! "Capacity").
 //!
 //! Past `max_map_count` a new thread can abort the whole process, so the service lowers its own limits
 //! at the start instead of meeting the system's later.
@@ -77,7 +77,7 @@ impl fmt::Display for Decider {
 
 /// What the service may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ceilings {
+pub struct Capacity {
     /// Connections at once, the reserve not counted.
     pub max_connections: usize,
     /// Writer threads at once.
@@ -86,7 +86,7 @@ pub struct Ceilings {
     pub decided_by: Option<Decider>,
 }
 
-impl fmt::Display for Ceilings {
+impl fmt::Display for Capacity {
     /// The line to log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { max_connections, max_writers, .. } = self;
@@ -121,7 +121,7 @@ impl fmt::Display for TooFew {
 
 impl std::error::Error for TooFew {}
 
-impl Ceilings {
+impl Capacity {
     /// Lowers what is wanted to what fits: threads for connections, reserve and writers, in the wanted
     /// proportion; a descriptor for each connection.
     ///
@@ -132,24 +132,24 @@ impl Ceilings {
         max_writers: usize,
         limits: &SystemLimits,
     ) -> Result<Self, TooFew> {
-        let mut ceilings = Self { max_connections, max_writers, decided_by: None };
+        let mut capacity = Self { max_connections, max_writers, decided_by: None };
         for (decider, threads) in limits.thread_budgets() {
             let (connections, writers) = share(threads, max_connections, max_writers);
-            ceilings.lower(connections, writers, decider);
+            capacity.lower(connections, writers, decider);
         }
         if let Some(quota) = limits.descriptors {
             let connections = to_usize(quota.left())
                 .saturating_sub(to_usize(FIXED_DESCRIPTORS) + RESERVE_CONNECTIONS);
             let decider = Decider { name: "RLIMIT_NOFILE", limit: quota.limit };
-            ceilings.lower(connections, max_writers, decider);
+            capacity.lower(connections, max_writers, decider);
         }
-        match ceilings.decided_by {
+        match capacity.decided_by {
             Some(decided_by)
-                if ceilings.max_connections < FEWEST_CONNECTIONS.min(max_connections) =>
+                if capacity.max_connections < FEWEST_CONNECTIONS.min(max_connections) =>
             {
-                Err(TooFew { max_connections: ceilings.max_connections, decided_by })
+                Err(TooFew { max_connections: capacity.max_connections, decided_by })
             }
-            _ => Ok(ceilings),
+            _ => Ok(capacity),
         }
     }
 

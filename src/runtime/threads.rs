@@ -75,17 +75,17 @@ impl Threads {
     }
 
     /// As [`Threads::spawn`], for a thread on the way of every message: it, and what it starts, wait for
-    /// a processor in turn when they wake (see `wait_in_turn`).
+    /// a processor in turn when they wake (see `use_sched_batch`).
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn spawn_in_turn(
+    pub fn spawn_batch(
         &self,
         name: impl Into<String>,
         f: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
         self.spawn(name, || {
-            wait_in_turn();
+            use_sched_batch();
             f();
         })
     }
@@ -172,7 +172,7 @@ impl Threads {
 /// before that one would have gone to sleep: one more switch, and Linux then takes the processor for
 /// overloaded and sends whoever is woken next to another, whose sleep it must end first. A policy that an
 /// operator has chosen for the process stays as it is.
-fn wait_in_turn() {
+fn use_sched_batch() {
     let this = Pid::current_thread();
     if !matches!(get_scheduler(this), Ok(Scheduler::SCHED_NORMAL)) {
         return;

@@ -17,7 +17,7 @@ use crate::config::AllowedOrigins;
 use crate::gate::Upgrade;
 use crate::http::head::Version;
 use crate::http::response::refuse;
-use crate::http::{Answer, Head};
+use crate::http::{Head, Response};
 use crate::hub::socket::TcpSocket;
 use crate::hub::{ConnectionKey, Event, HubHandle, Refusal};
 use crate::metrics::Counters;
@@ -60,21 +60,21 @@ impl Handshake {
         let Upgrade { stream, head, early, number, peer } = upgrade;
         match self.judge(&head, number, peer) {
             Ok(admission) => self.switch(stream, admission).map(|reader| (reader, early)),
-            Err(answer) => {
-                refuse(&stream, &answer, self.write_timeout);
+            Err(response) => {
+                refuse(&stream, &response, self.write_timeout);
                 None
             }
         }
     }
 
-    fn judge(&self, head: &Head, number: u64, peer: SocketAddr) -> Result<Admission, Answer> {
+    fn judge(&self, head: &Head, number: u64, peer: SocketAddr) -> Result<Admission, Response> {
         let refused = &self.counters.refused;
         let accept = check_request(head).inspect_err(|_| refused.count("bad_request"))?;
         let origin = head.header("origin");
         if !self.allowed_origins.allows(origin) {
             refused.count("origin_not_allowed");
             info!(conn = number, peer:%, origin; "origin refused");
-            return Err(Answer::error(403, "origin_not_allowed", "this origin may not connect"));
+            return Err(Response::error(403, "origin_not_allowed", "this origin may not connect"));
         }
         let identity = token(head)
             .ok_or(TokenError::Missing)
@@ -82,16 +82,16 @@ impl Handshake {
             .map_err(|error| {
                 refused.count(error.code());
                 info!(conn = number, peer:%, reason:% = error; "token refused");
-                Answer::error(401, error.code(), error.client_text())
+                Response::error(401, error.code(), error.client_text())
                     .with_header("WWW-Authenticate", "Bearer")
             })?;
         let identity = Arc::new(identity);
-        let place = self.reserve(&identity, number)?;
+        let reservation = self.reserve(&identity, number)?;
         let subprotocol = offers(head, TOKEN_SUBPROTOCOL);
-        Ok(Admission { accept, subprotocol, identity, place, number, peer })
+        Ok(Admission { accept, subprotocol, identity, reservation, number, peer })
     }
 
-    fn reserve(&self, identity: &Arc<Identity>, number: u64) -> Result<Place, Answer> {
+    fn reserve(&self, identity: &Arc<Identity>, number: u64) -> Result<Reservation, Response> {
         let key = self
             .hub
             .ask(|reply| Event::Reserve { identity: Arc::clone(identity), number, reply })
@@ -101,22 +101,22 @@ impl Handshake {
                     self.counters.refused.count("too_many_connections");
                     info!(conn = number, user = identity.user_id; "too many connections");
                     let message = "this user has too many connections";
-                    Answer::error(429, "too_many_connections", message)
+                    Response::error(429, "too_many_connections", message)
                         .with_header("Retry-After", "1")
                 }
                 Refusal::ShuttingDown => {
                     self.counters.refused.count("shutting_down");
-                    Answer::unavailable("the service is shutting down")
+                    Response::unavailable("the service is shutting down")
                 }
             })?;
-        Ok(Place { key, hub: self.hub.clone(), is_registered: false })
+        Ok(Reservation { key, hub: self.hub.clone(), is_registered: false })
     }
 
     /// Makes the connection live; the hub writes the 101.
     fn switch(&self, stream: TcpStream, admission: Admission) -> Option<Reader> {
-        let Admission { accept, subprotocol, identity, place, number, peer } = admission;
+        let Admission { accept, subprotocol, identity, reservation, number, peer } = admission;
         let subprotocol = if subprotocol { "Sec-WebSocket-Protocol: bearer\r\n" } else { "" };
-        let answer = format!(
+        let response = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {accept}\r\n{subprotocol}\r\n"
         );
@@ -125,7 +125,7 @@ impl Handshake {
         stream.set_write_timeout(None).ok()?;
         let socket = Arc::new(TcpSocket::new(stream));
         info!(conn = number, user = identity.user_id, role = identity.role, peer:%; "connected");
-        let key = place.register(&socket, answer.into())?;
+        let key = reservation.register(&socket, response.into())?;
         Some(Reader {
             key,
             number,
@@ -143,28 +143,28 @@ struct Admission {
     accept: String,
     subprotocol: bool,
     identity: Arc<Identity>,
-    place: Place,
+    reservation: Reservation,
     number: u64,
     peer: SocketAddr,
 }
 
 /// A reserved place in the hub; released when the connection does not come about.
-struct Place {
+struct Reservation {
     key: ConnectionKey,
     hub: HubHandle,
     is_registered: bool,
 }
 
-impl Place {
-    fn register(mut self, socket: &Arc<TcpSocket>, answer: Bytes) -> Option<ConnectionKey> {
+impl Reservation {
+    fn register(mut self, socket: &Arc<TcpSocket>, response: Bytes) -> Option<ConnectionKey> {
         let socket = Arc::<TcpSocket>::clone(socket);
-        self.hub.send(Event::Register { key: self.key, socket, answer }).ok()?;
+        self.hub.send(Event::Register { key: self.key, socket, response }).ok()?;
         self.is_registered = true;
         Some(self.key)
     }
 }
 
-impl Drop for Place {
+impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.is_registered {
             // A hub that has ended has no places to free.
@@ -174,11 +174,11 @@ impl Drop for Place {
 }
 
 /// Checks that the request is a WebSocket handshake; returns the key that the answer accepts it with.
-fn check_request(head: &Head) -> Result<String, Answer> {
-    let bad = |message| Err(Answer::error(400, "bad_request", message));
+fn check_request(head: &Head) -> Result<String, Response> {
+    let bad = |message| Err(Response::error(400, "bad_request", message));
     if head.method() != "GET" {
         let message = "/ws takes GET";
-        return Err(Answer::error(405, "method_not_allowed", message).with_header("Allow", "GET"));
+        return Err(Response::error(405, "method_not_allowed", message).with_header("Allow", "GET"));
     }
     if head.version() != Version::Http11 {
         return bad("a WebSocket handshake needs HTTP/1.1");
@@ -189,12 +189,12 @@ fn check_request(head: &Head) -> Result<String, Answer> {
     if !head.has_token("upgrade", "websocket") || !head.has_token("connection", "upgrade") {
         let message = "expected the headers Upgrade: websocket and Connection: Upgrade";
         return Err(
-            Answer::error(426, "upgrade_required", message).with_header("Upgrade", "websocket")
+            Response::error(426, "upgrade_required", message).with_header("Upgrade", "websocket")
         );
     }
     if only(head, "sec-websocket-version") != Some("13") {
         let message = "expected one header Sec-WebSocket-Version: 13";
-        return Err(Answer::error(426, "upgrade_required", message)
+        return Err(Response::error(426, "upgrade_required", message)
             .with_header("Sec-WebSocket-Version", "13"));
     }
     match only(head, "sec-websocket-key") {
@@ -268,11 +268,11 @@ mod tests {
         ];
         for (from, to, status) in cases {
             let text = GOOD.replace(from, to);
-            let answer = match Head::parse(format!("{text}\r\n").as_bytes()) {
+            let response = match Head::parse(format!("{text}\r\n").as_bytes()) {
                 Ok(parsed) => check_request(&parsed.unwrap().0).unwrap_err(),
-                Err(error) => Answer::from(&error),
+                Err(error) => Response::from(&error),
             };
-            assert_eq!(answer.status(), status, "{from} → {to}");
+            assert_eq!(response.status(), status, "{from} → {to}");
         }
     }
 

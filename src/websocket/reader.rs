@@ -24,7 +24,7 @@ use crate::protocol::close::Close;
 use crate::protocol::{Action, ClientMessage, ErrorCode, MessageId, broadcast_frame};
 use crate::runtime::clock::Moment;
 use intake::Intake;
-use rate::Rate;
+use rate::{Rate, RateDecision};
 
 /// tungstenite's read buffer, in bytes. What is free of it is zeroed before each read, so that a larger one
 /// makes every small message dearer. A message over half of it grows it to about twice the message, and a
@@ -59,14 +59,14 @@ pub struct ReaderLimits {
 }
 
 /// Why reading stops.
-enum Stop {
+enum ReadEnd {
     /// Nothing will come any more.
     Gone,
     /// The hub is to send this Close; what the peer still sends is drained.
     Close(Close),
 }
 
-impl From<HubGone> for Stop {
+impl From<HubGone> for ReadEnd {
     fn from(_: HubGone) -> Self {
         Self::Gone
     }
@@ -75,7 +75,7 @@ impl From<HubGone> for Stop {
 impl Reader {
     /// Reads until the stream ends, and tells the hub so. `early` is what came behind the request head.
     pub fn run(self, early: Vec<u8>, limits: ReaderLimits) {
-        if let Stop::Close(close) = self.read(early, limits)
+        if let ReadEnd::Close(close) = self.read(early, limits)
             && self.hub.send(Event::Close(self.key, close)).is_ok()
         {
             self.drain();
@@ -84,7 +84,7 @@ impl Reader {
         let _ = self.hub.send(Event::ReaderEnded(self.key));
     }
 
-    fn read(&self, early: Vec<u8>, limits: ReaderLimits) -> Stop {
+    fn read(&self, early: Vec<u8>, limits: ReaderLimits) -> ReadEnd {
         let intake = Intake::new(Arc::clone(&self.socket), &early);
         let mut websocket = websocket(intake, early, limits.message_bytes);
         let mut rate = Rate::new(limits.rate, Instant::now());
@@ -95,7 +95,7 @@ impl Reader {
                 Ok(Message::Ping(payload)) => {
                     // The payload is a slice of the read buffer, which it would keep alive.
                     let payload = bytes::Bytes::copy_from_slice(&payload);
-                    self.hub.send(Event::Ping(self.key, payload)).map_err(Stop::from)
+                    self.hub.send(Event::Ping(self.key, payload)).map_err(ReadEnd::from)
                 }
                 Ok(Message::Pong(_) | Message::Frame(_)) => Ok(()),
                 Ok(Message::Close(frame)) => Err(echo_of(frame.as_ref())),
@@ -108,12 +108,12 @@ impl Reader {
     }
 
     /// One data message; `None` is a binary one.
-    fn message(&self, text: Option<&str>, rate: &mut Rate) -> Result<(), Stop> {
+    fn message(&self, text: Option<&str>, rate: &mut Rate) -> Result<(), ReadEnd> {
         match rate.take(Instant::now()) {
-            rate::Verdict::Pass => {}
-            rate::Verdict::Tell => return self.refuse(ErrorCode::RateLimited, None),
-            rate::Verdict::Drop => return Ok(()),
-            rate::Verdict::Close => return Err(Stop::Close(Close::RateLimited)),
+            RateDecision::Pass => {}
+            RateDecision::Tell => return self.refuse(ErrorCode::RateLimited, None),
+            RateDecision::Drop => return Ok(()),
+            RateDecision::Close => return Err(ReadEnd::Close(Close::RateLimited)),
         }
         let Some(text) = text else {
             return self.refuse(ErrorCode::InvalidJson, None);
@@ -124,7 +124,7 @@ impl Reader {
         }
     }
 
-    fn act(&self, message: ClientMessage<'_>) -> Result<(), Stop> {
+    fn act(&self, message: ClientMessage<'_>) -> Result<(), ReadEnd> {
         let permission = match message.action {
             Action::Leave => Verdict::Allowed,
             Action::Join => self.may_join(&message),
@@ -149,7 +149,7 @@ impl Reader {
     }
 
     /// A member may broadcast without asking the backend again; the hub knows who is one.
-    fn may_broadcast(&self, message: &ClientMessage<'_>) -> Result<Verdict, Stop> {
+    fn may_broadcast(&self, message: &ClientMessage<'_>) -> Result<Verdict, ReadEnd> {
         let is_member = !self.authorizer.is_local()
             && self.hub.ask(|reply| Event::IsMember(self.key, message.room.clone(), reply))?;
         Ok(if is_member { Verdict::Allowed } else { self.may_join(message) })
@@ -167,7 +167,7 @@ impl Reader {
         verdict
     }
 
-    fn refuse(&self, code: ErrorCode, id: Option<MessageId>) -> Result<(), Stop> {
+    fn refuse(&self, code: ErrorCode, id: Option<MessageId>) -> Result<(), ReadEnd> {
         Ok(self.hub.send(Event::Refuse(self.key, code, id))?)
     }
 
@@ -217,22 +217,22 @@ pub fn follow(
         }
     };
     match stop {
-        Stop::Close(close) => Some(close),
-        Stop::Gone => None,
+        ReadEnd::Close(close) => Some(close),
+        ReadEnd::Gone => None,
     }
 }
 
-fn echo_of(frame: Option<&CloseFrame>) -> Stop {
-    Stop::Close(Close::Echo(frame.map_or(1000, |frame| frame.code.into())))
+fn echo_of(frame: Option<&CloseFrame>) -> ReadEnd {
+    ReadEnd::Close(Close::Echo(frame.map_or(1000, |frame| frame.code.into())))
 }
 
 /// tungstenite sends no Close frame on errors: what the hub is to send.
-fn stop_of(error: &Error) -> Stop {
+fn stop_of(error: &Error) -> ReadEnd {
     match error {
-        Error::Capacity(_) => Stop::Close(Close::TooLarge),
-        Error::Utf8(_) => Stop::Close(Close::InvalidUtf8),
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Stop::Gone,
-        Error::Protocol(_) => Stop::Close(Close::Protocol),
-        _ => Stop::Gone,
+        Error::Capacity(_) => ReadEnd::Close(Close::TooLarge),
+        Error::Utf8(_) => ReadEnd::Close(Close::InvalidUtf8),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => ReadEnd::Gone,
+        Error::Protocol(_) => ReadEnd::Close(Close::Protocol),
+        _ => ReadEnd::Gone,
     }
 }

@@ -198,7 +198,7 @@ impl Service {
     }
 
     /// `GET /admin/clients`.
-    pub fn census(&self) -> Value {
+    pub fn counts(&self) -> Value {
         self.http("GET", "/admin/clients", Some(&token("ops", "admin")), "").json()
     }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::call::{CallError, Caller};
-use super::{Backend, Question, Terms};
+use super::{Backend, Question, Settings};
 use crate::auth::{Authorizer, Identity, Judge, Verdict};
 use crate::config::BACKEND_CALLS;
 use crate::protocol::Room;
@@ -82,8 +82,8 @@ impl HttpServer {
         self.targets().len()
     }
 
-    fn authorizer(&self, terms: Terms) -> Authorizer {
-        authorizer(self.addr, terms, &Threads::default())
+    fn authorizer(&self, settings: Settings) -> Authorizer {
+        authorizer(self.addr, settings, &Threads::default())
     }
 }
 
@@ -121,18 +121,18 @@ fn respond(stream: &mut TcpStream, status: &str, body: &str) {
     }
 }
 
-fn authorizer(addr: SocketAddr, terms: Terms, threads: &Threads) -> Authorizer {
+fn authorizer(addr: SocketAddr, settings: Settings, threads: &Threads) -> Authorizer {
     let caller = Caller::new(&format!("http://{addr}/base"));
     let call = Arc::new(move |question: &_, left: Duration| caller.call(question, left));
-    Authorizer(Judge::Backend(Backend::start(call, terms, threads).unwrap()))
+    Authorizer(Judge::Backend(Backend::start(call, settings, threads).unwrap()))
 }
 
-fn patient() -> Terms {
-    Terms { timeout: LONG, ..Terms::default() }
+fn patient() -> Settings {
+    Settings { timeout: LONG, ..Settings::default() }
 }
 
-fn timeout(timeout: Duration) -> Terms {
-    Terms { timeout, ..Terms::default() }
+fn timeout(timeout: Duration) -> Settings {
+    Settings { timeout, ..Settings::default() }
 }
 
 fn identity(user_id: &str) -> Identity {
@@ -304,8 +304,8 @@ fn answers_are_kept_for_their_time_and_failures_are_not() {
             _ => respond(stream, "200 OK", r#"{"allowed":true}"#),
         }
     });
-    let calls_of_three = |terms: Terms, user: &str| {
-        let authorizer = server.authorizer(terms);
+    let calls_of_three = |settings: Settings, user: &str| {
+        let authorizer = server.authorizer(settings);
         let before = server.calls();
         for _ in 0..3 {
             may_join(&authorizer, user, "lobby");
@@ -315,10 +315,10 @@ fn answers_are_kept_for_their_time_and_failures_are_not() {
     assert_eq!(calls_of_three(patient(), "yes"), 1);
     assert_eq!(calls_of_three(patient(), "no"), 1);
     assert_eq!(calls_of_three(patient(), "junk"), 3);
-    let unkept = || Terms { allow_kept: Duration::ZERO, deny_kept: Duration::ZERO, ..patient() };
+    let unkept = || Settings { allow_kept: Duration::ZERO, deny_kept: Duration::ZERO, ..patient() };
     assert_eq!(calls_of_three(unkept(), "yes"), 3);
     assert_eq!(calls_of_three(unkept(), "no"), 3);
-    assert_eq!(calls_of_three(Terms { max_answers: 0, ..patient() }, "yes"), 3);
+    assert_eq!(calls_of_three(Settings { max_answers: 0, ..patient() }, "yes"), 3);
 }
 
 #[test]

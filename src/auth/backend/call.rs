@@ -57,7 +57,7 @@ pub(super) struct Caller {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct AccessResponse {
     allowed: bool,
 }
 
@@ -118,7 +118,7 @@ fn parse_answer(body: &[u8]) -> Option<bool> {
     is_object
         .then(|| serde_json::from_slice(body).ok())
         .flatten()
-        .map(|answer: Answer| answer.allowed)
+        .map(|answer: AccessResponse| answer.allowed)
 }
 
 /// Resolves names on the calling thread: ureq's own resolver spawns one with a call that panics when

@@ -1,4 +1,4 @@
-//! Verifies that equal questions share a call, and that answers are kept as long as they may be.
+//! Verifies that equal questions share a call, and that cache are kept as long as they may be.
 
 use super::*;
 
@@ -19,8 +19,8 @@ fn actor() -> (Actor, Receiver<Job>) {
     };
     let threads = Threads::default();
     let workers = Workers { jobs, worker, count: BACKEND_CALLS, busy: 0, threads };
-    let answers = Answers::new(Terms::default());
-    (Actor { answers, in_flight: HashMap::new(), workers, logged: None }, taken)
+    let cache = Cache::new(Settings::default());
+    (Actor { cache, in_flight: HashMap::new(), workers, logged: None }, taken)
 }
 
 fn ask(actor: &mut Actor, user_id: &str, deadline: Instant) -> Receiver<Verdict> {
@@ -95,28 +95,28 @@ fn a_job_whose_time_is_over_is_not_called() {
 
 #[test]
 fn an_allow_is_kept_longer_than_a_deny() {
-    let mut answers = Answers::new(Terms::default());
+    let mut cache = Cache::new(Settings::default());
     let now = Instant::now();
-    answers.keep(question("a"), true, now);
-    answers.keep(question("d"), false, now);
+    cache.keep(question("a"), true, now);
+    cache.keep(question("d"), false, now);
     let just_before = Duration::from_millis(1);
-    assert_eq!(answers.get(&question("d"), now + DENY_KEPT - just_before), Some(false));
-    assert_eq!(answers.get(&question("d"), now + DENY_KEPT), None);
-    assert_eq!(answers.get(&question("a"), now + ALLOW_KEPT - just_before), Some(true));
-    assert_eq!(answers.get(&question("a"), now + ALLOW_KEPT), None);
-    assert!(answers.by_question.is_empty() && answers.by_age.is_empty());
+    assert_eq!(cache.get(&question("d"), now + DENY_KEPT - just_before), Some(false));
+    assert_eq!(cache.get(&question("d"), now + DENY_KEPT), None);
+    assert_eq!(cache.get(&question("a"), now + ALLOW_KEPT - just_before), Some(true));
+    assert_eq!(cache.get(&question("a"), now + ALLOW_KEPT), None);
+    assert!(cache.by_question.is_empty() && cache.by_age.is_empty());
 }
 
 #[test]
 fn the_oldest_answer_makes_room() {
-    let mut answers = Answers::new(Terms { max_answers: 3, ..Terms::default() });
+    let mut cache = Cache::new(Settings { max_answers: 3, ..Settings::default() });
     let now = Instant::now();
     for user in ["1", "2", "3", "1", "4"] {
-        answers.keep(question(user), true, now);
+        cache.keep(question(user), true, now);
     }
-    let mut kept = |user| answers.get(&question(user), now).is_some();
+    let mut kept = |user| cache.get(&question(user), now).is_some();
     assert_eq!(["1", "2", "3", "4"].map(&mut kept), [true, false, true, true]);
-    assert_eq!((answers.by_question.len(), answers.by_age.len()), (3, 3));
+    assert_eq!((cache.by_question.len(), cache.by_age.len()), (3, 3));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_panic_costs_neither_the_question_nor_the_thread() {
         assert!(&*question.user_id != "bad", "on purpose");
         Ok(true)
     });
-    let backend = Backend::start(call, Terms::default(), &threads).unwrap();
+    let backend = Backend::start(call, Settings::default(), &threads).unwrap();
     let room = Room::parse("lobby").unwrap();
     // More often than there are threads.
     for _ in 0..40 {

@@ -5,12 +5,12 @@ use proptest::prelude::*;
 
 const ID: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
 
-fn origin(number: u64) -> Origin {
-    Origin { instance: Uuid::try_parse(ID).unwrap(), number }
+fn origin(number: u64) -> Envelope {
+    Envelope { instance: Uuid::try_parse(ID).unwrap(), number }
 }
 
-fn unwrapped(text: &str) -> Option<(Origin, String)> {
-    Origin::unwrap(text).map(|(origin, members)| (origin, format!("{{{members}")))
+fn unwrapped(text: &str) -> Option<(Envelope, String)> {
+    Envelope::unwrap(text).map(|(origin, members)| (origin, format!("{{{members}")))
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn only_higher_numbers_are_new() {
 #[test]
 fn the_origin_silent_for_longest_is_forgotten_first() {
     let mut seen = Seen::default();
-    let other = |n: usize| Origin { instance: Uuid::from_u128(n as u128), number: 9 };
+    let other = |n: usize| Envelope { instance: Uuid::from_u128(n as u128), number: 9 };
     assert!(seen.advance(origin(5)));
     for n in 1..ORIGINS {
         assert!(seen.advance(other(n)));
@@ -84,7 +84,7 @@ proptest! {
     fn taking_off_is_the_inverse_of_putting_on(
         instance: u128, number in 1_u64.., members in "\\PC{0,80}",
     ) {
-        let origin = Origin { instance: Uuid::from_u128(instance), number };
+        let origin = Envelope { instance: Uuid::from_u128(instance), number };
         let payload = format!("{{{members}");
         let wire = String::from_utf8(origin.wrap(payload.as_bytes()).unwrap()).unwrap();
         prop_assert_eq!(unwrapped(&wire), Some((origin, payload)));
@@ -94,7 +94,7 @@ proptest! {
     fn one_wrong_character_makes_it_foreign_or_another_origin(
         instance: u128, number in 1_u64.., at in 0..70_usize, wrong in any::<char>(),
     ) {
-        let origin = Origin { instance: Uuid::from_u128(instance), number };
+        let origin = Envelope { instance: Uuid::from_u128(instance), number };
         let wire = String::from_utf8(origin.wrap(br#"{"a":1}"#).unwrap()).unwrap();
         let changed: String =
             wire.chars().enumerate().map(|(i, c)| if i == at { wrong } else { c }).collect();
@@ -105,6 +105,6 @@ proptest! {
 
     #[test]
     fn no_text_panics(text in "(\\{\"origin\":\")?\\PC{0,60}") {
-        let _ = Origin::unwrap(&text);
+        let _ = Envelope::unwrap(&text);
     }
 }

@@ -5,21 +5,21 @@ use crate::protocol::{Room, frame_payload};
 
 const OTHER: Uuid = Uuid::from_u128(7);
 
-struct Fixture(Inbox, Channels);
+struct Fixture(Inbox, ChannelNames);
 
 impl Fixture {
     fn new() -> Self {
         let own = Uuid::from_u128(5);
-        Self(Inbox::new(own), Channels::new("", own))
+        Self(Inbox::new(own), ChannelNames::new("", own))
     }
 
-    fn read(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> Received {
+    fn read(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> Inbound {
         self.0.read(&self.1, channel, payload.as_ref())
     }
 
     fn delivered(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> (Target, String) {
         match self.read(channel, payload) {
-            Received::Deliver(d) => {
+            Inbound::Deliver(d) => {
                 (d.target, String::from_utf8(frame_payload(&d.frame).to_vec()).unwrap())
             }
             other => panic!("not delivered: {other:?}"),
@@ -28,14 +28,14 @@ impl Fixture {
 
     fn dropped(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> DropReason {
         match self.read(channel, payload) {
-            Received::Drop(reason) => reason,
+            Inbound::Drop(reason) => reason,
             other => panic!("not dropped: {other:?}"),
         }
     }
 }
 
 fn wire(instance: Uuid, number: u64, payload: &str) -> Vec<u8> {
-    Origin { instance, number }.wrap(payload.as_bytes()).unwrap()
+    Envelope { instance, number }.wrap(payload.as_bytes()).unwrap()
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn messages_of_other_instances_are_unwrapped_once_and_in_order() {
     assert_eq!(f.delivered("ws:broadcast", &third), (Target::Everyone, "{}".into()));
     assert_eq!(f.dropped("ws:user:5", wire(OTHER, 2, "{}")), DropReason::Repeated);
     let own = wire(f.0.instance, 9, "{}");
-    assert!(matches!(f.read("ws:room:order-1", own), Received::Own));
+    assert!(matches!(f.read("ws:room:order-1", own), Inbound::Own));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn junk_is_dropped_for_its_reason() {
         assert_eq!(f.dropped(channel, payload), reason, "{channel} {text}");
     }
     let probe = f.1.probe().to_owned();
-    assert!(matches!(f.read(&probe, "12"), Received::Probe(12)));
+    assert!(matches!(f.read(&probe, "12"), Inbound::Probe(12)));
     assert_eq!(f.dropped(&probe, "x"), BadChannel);
 }
 

@@ -7,10 +7,10 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, select};
 use redis::{Cmd, Connection, RedisError, Value};
 
-use super::{PROBE_INTERVAL, Shared, Stopped, Throttle, describe};
+use super::{PROBE_INTERVAL, Shared, StopSignal, Throttle, describe};
 use crate::bridge::backoff::Backoff;
-use crate::bridge::envelope::Origin;
-use crate::bridge::queue::Drain;
+use crate::bridge::envelope::Envelope;
+use crate::bridge::queue::QueueReceiver;
 use crate::bridge::{DropReason, Outgoing};
 use crate::config::MIB;
 
@@ -21,9 +21,9 @@ const BATCH_BYTES: usize = MIB;
 
 pub(super) struct Publisher {
     shared: Arc<Shared>,
-    drain: Drain,
+    receiver: QueueReceiver,
     probe_asked: Receiver<()>,
-    stopped: Stopped,
+    stopped: StopSignal,
     backoff: Backoff,
     /// Of the last message. It is given here, in the order on the wire, and never twice.
     number: u64,
@@ -36,7 +36,7 @@ pub(super) struct Publisher {
 
 /// Commands that are sent at once.
 #[derive(Default)]
-struct Batch {
+struct Pipeline {
     commands: Vec<u8>,
     messages: usize,
     /// The last command is the probe with this number.
@@ -46,13 +46,13 @@ struct Batch {
 impl Publisher {
     pub(super) fn new(
         shared: &Arc<Shared>,
-        drain: Drain,
+        receiver: QueueReceiver,
         probe_asked: Receiver<()>,
-        stopped: Stopped,
+        stopped: StopSignal,
     ) -> Self {
         Self {
             shared: Arc::clone(shared),
-            drain,
+            receiver,
             probe_asked,
             stopped,
             backoff: Backoff::default(),
@@ -84,23 +84,23 @@ impl Publisher {
         self.drop_queued();
         self.probe_due = Instant::now();
         // Connecting needs no answer from Redis; this does.
-        let first = self.batch(None);
+        let first = self.pipeline(None);
         self.send(&mut connection, first)?;
         self.connected();
         loop {
             // Asked before the queue: what came before the stop is then sent.
             let stopping = self.stopped.is_set();
             let first = if stopping { None } else { self.wait() };
-            let batch = self.batch(first);
-            let idle = batch.messages == 0;
-            self.send(&mut connection, batch)?;
+            let pipeline = self.pipeline(first);
+            let idle = pipeline.messages == 0;
+            self.send(&mut connection, pipeline)?;
             if stopping && idle {
                 break;
             }
         }
         // Wakes the subscriber, so that it ends at once.
         self.probe_due = Instant::now();
-        let last = self.batch(None);
+        let last = self.pipeline(None);
         self.send(&mut connection, last)
     }
 
@@ -117,9 +117,9 @@ impl Publisher {
     fn wait(&mut self) -> Option<Outgoing> {
         let pause = self.probe_due.saturating_duration_since(Instant::now());
         select! {
-            recv(self.drain.messages) -> message => {
+            recv(self.receiver.messages) -> message => {
                 let message = message.ok()?;
-                self.drain.taken(&message);
+                self.receiver.taken(&message);
                 return Some(message);
             }
             recv(self.probe_asked) -> _ => self.probe_due = Instant::now(),
@@ -130,47 +130,48 @@ impl Publisher {
     }
 
     /// What waits, as far as it fits, and a probe when one is due.
-    fn batch(&mut self, first: Option<Outgoing>) -> Batch {
-        let mut batch = Batch::default();
-        let mut next = first.or_else(|| self.drain.take());
+    fn pipeline(&mut self, first: Option<Outgoing>) -> Pipeline {
+        let mut pipeline = Pipeline::default();
+        let mut next = first.or_else(|| self.receiver.take());
         while let Some(outgoing) = next {
-            self.push(&mut batch, &outgoing);
-            let full = batch.messages >= BATCH_MESSAGES || batch.commands.len() >= BATCH_BYTES;
-            next = if full { None } else { self.drain.take() };
+            self.push(&mut pipeline, &outgoing);
+            let full =
+                pipeline.messages >= BATCH_MESSAGES || pipeline.commands.len() >= BATCH_BYTES;
+            next = if full { None } else { self.receiver.take() };
         }
         let now = Instant::now();
         if now >= self.probe_due {
             self.probe_due = now + PROBE_INTERVAL;
             self.probe += 1;
-            batch.probe = Some(self.probe);
+            pipeline.probe = Some(self.probe);
             let number = self.probe.to_string();
-            publish(self.shared.channels.probe(), number.as_bytes(), &mut batch.commands);
+            publish(self.shared.channels.probe(), number.as_bytes(), &mut pipeline.commands);
         }
-        batch
+        pipeline
     }
 
-    fn push(&mut self, batch: &mut Batch, outgoing: &Outgoing) {
-        let origin = Origin { instance: self.shared.instance, number: self.number + 1 };
+    fn push(&mut self, pipeline: &mut Pipeline, outgoing: &Outgoing) {
+        let origin = Envelope { instance: self.shared.instance, number: self.number + 1 };
         let channel = self.shared.channels.of(&outgoing.target);
         // The queue has checked both.
         let (Some(channel), Some(message)) = (channel, origin.wrap(&outgoing.payload)) else {
             return self.shared.counters.add_dropped(DropReason::NotPublishable, 1);
         };
         self.number += 1;
-        batch.messages += 1;
-        publish(&channel, &message, &mut batch.commands);
+        pipeline.messages += 1;
+        publish(&channel, &message, &mut pipeline.commands);
     }
 
-    /// Sends a batch and reads its answers. What has no answer when the connection fails is lost.
-    fn send(&mut self, connection: &mut Connection, batch: Batch) -> Result<(), RedisError> {
-        if batch.commands.is_empty() {
+    /// Sends a pipeline and reads its answers. What has no answer when the connection fails is lost.
+    fn send(&mut self, connection: &mut Connection, pipeline: Pipeline) -> Result<(), RedisError> {
+        if pipeline.commands.is_empty() {
             return Ok(());
         }
         let mut answered = 0;
         let sent = connection
-            .send_packed_command(&batch.commands)
-            .and_then(|()| self.read_answers(connection, &batch, &mut answered));
-        let lost = batch.messages.saturating_sub(answered);
+            .send_packed_command(&pipeline.commands)
+            .and_then(|()| self.read_answers(connection, &pipeline, &mut answered));
+        let lost = pipeline.messages.saturating_sub(answered);
         self.shared.counters.add_dropped(DropReason::Lost, lost as u64);
         sent
     }
@@ -180,10 +181,10 @@ impl Publisher {
     fn read_answers(
         &mut self,
         connection: &mut Connection,
-        batch: &Batch,
+        pipeline: &Pipeline,
         answered: &mut usize,
     ) -> Result<(), RedisError> {
-        while *answered < batch.messages {
+        while *answered < pipeline.messages {
             let answer = connection.recv_response()?;
             *answered += 1;
             match answer {
@@ -191,7 +192,7 @@ impl Publisher {
                 _ => self.shared.counters.add_published(1),
             }
         }
-        let Some(probe) = batch.probe else { return Ok(()) };
+        let Some(probe) = pipeline.probe else { return Ok(()) };
         match connection.recv_response()? {
             Value::ServerError(error) => Err(error.into()),
             _ => {
@@ -211,7 +212,7 @@ impl Publisher {
 
     fn drop_queued(&self) {
         let mut dropped = 0;
-        while self.drain.take().is_some() {
+        while self.receiver.take().is_some() {
             dropped += 1;
         }
         self.shared.counters.add_dropped(DropReason::Disconnected, dropped);

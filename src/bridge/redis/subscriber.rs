@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, Msg, RedisError, Value, cmd};
 
-use super::{MISSING_PROBES, PING_AFTER, Shared, Stopped, Throttle, describe};
+use super::{MISSING_PROBES, PING_AFTER, Shared, StopSignal, Throttle, describe};
 use crate::bridge::backoff::Backoff;
-use crate::bridge::inbox::{Inbox, Received};
+use crate::bridge::inbox::{Inbound, Inbox};
 use crate::bridge::{DropReason, Handler};
 
 /// How long leaving a subscription may wait for a peer that may be dead.
@@ -22,7 +22,7 @@ pub(super) struct Subscriber {
     shared: Arc<Shared>,
     inbox: Inbox,
     handler: Handler,
-    stopped: Stopped,
+    stopped: StopSignal,
     backoff: Backoff,
     was_connected: bool,
     junk: Throttle,
@@ -60,7 +60,7 @@ impl From<RedisError> for Failure {
 }
 
 impl Subscriber {
-    pub(super) fn new(shared: &Arc<Shared>, handler: Handler, stopped: Stopped) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, handler: Handler, stopped: StopSignal) -> Self {
         Self {
             inbox: Inbox::new(shared.instance),
             shared: Arc::clone(shared),
@@ -131,16 +131,16 @@ impl Subscriber {
     fn take(&mut self, message: &Msg, proof: &mut Proof) -> ControlFlow<()> {
         let (channel, payload) = (message.get_channel_name(), message.get_payload_bytes());
         match self.inbox.read(&self.shared.channels, channel, payload) {
-            Received::Deliver(delivery) => {
+            Inbound::Deliver(delivery) => {
                 self.shared.counters.add_received();
                 return (self.handler)(delivery);
             }
-            Received::Own => {}
-            Received::Probe(number) => {
+            Inbound::Own => {}
+            Inbound::Probe(number) => {
                 proof.probe = number;
                 self.proved();
             }
-            Received::Drop(reason) => self.dropped(reason, channel, payload.len()),
+            Inbound::Drop(reason) => self.dropped(reason, channel, payload.len()),
         }
         ControlFlow::Continue(())
     }

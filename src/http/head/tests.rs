@@ -9,7 +9,7 @@ fn parse(text: &str) -> Result<Head, HeadError> {
 
 fn status(text: &str) -> u16 {
     match Head::parse(text.as_bytes()) {
-        Err(error) => Answer::from(&error).status(),
+        Err(error) => Response::from(&error).status(),
         Ok(Some(_)) => 200,
         Ok(None) => 0,
     }

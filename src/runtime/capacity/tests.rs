@@ -19,10 +19,10 @@ fn default_machine() -> SystemLimits {
 
 #[test]
 fn the_defaults_fit_a_default_machine() {
-    let ceilings = Ceilings::within(10_000, 1024, &default_machine()).unwrap();
-    assert_eq!(ceilings, Ceilings { max_connections: 10_000, max_writers: 1024, decided_by: None });
-    assert_eq!(ceilings.to_string(), "10000 connections and 1024 writers fit");
-    assert!(Ceilings::within(10_000, 1024, &SystemLimits::default()).is_ok());
+    let capacity = Capacity::within(10_000, 1024, &default_machine()).unwrap();
+    assert_eq!(capacity, Capacity { max_connections: 10_000, max_writers: 1024, decided_by: None });
+    assert_eq!(capacity.to_string(), "10000 connections and 1024 writers fit");
+    assert!(Capacity::within(10_000, 1024, &SystemLimits::default()).is_ok());
 }
 
 #[test]
@@ -49,10 +49,10 @@ fn the_tightest_limit_decides() {
         ),
     ];
     for (limits, connections, name) in table {
-        let ceilings = Ceilings::within(10_000, 1024, &limits).unwrap();
-        assert_eq!(ceilings.max_connections, connections, "{name}");
-        assert_eq!(ceilings.decided_by.unwrap().name, name);
-        assert!((1..=connections).contains(&ceilings.max_writers), "{ceilings}");
+        let capacity = Capacity::within(10_000, 1024, &limits).unwrap();
+        assert_eq!(capacity.max_connections, connections, "{name}");
+        assert_eq!(capacity.decided_by.unwrap().name, name);
+        assert!((1..=connections).contains(&capacity.max_writers), "{capacity}");
     }
 }
 
@@ -65,7 +65,7 @@ fn what_is_planned_stays_under_every_limit() {
             descriptors: quota(limit / 2, 20),
             ..SystemLimits::default()
         };
-        let Ok(c) = Ceilings::within(10_000, 1024, &limits) else { continue };
+        let Ok(c) = Capacity::within(10_000, 1024, &limits) else { continue };
         let threads =
             (c.max_connections + c.max_writers + RESERVE_CONNECTIONS) as u64 + FIXED_THREADS;
         assert!(threads * MAPS_PER_THREAD + 150 < limit, "{limit}: {c}");
@@ -79,11 +79,11 @@ fn what_is_planned_stays_under_every_limit() {
 #[test]
 fn too_few_is_an_error_unless_asked_for() {
     let limits = SystemLimits { descriptors: quota(96, 3), ..default_machine() };
-    let line = Ceilings::within(10_000, 1024, &limits).unwrap_err().to_string();
+    let line = Capacity::within(10_000, 1024, &limits).unwrap_err().to_string();
     assert_eq!(line, "only 5 connections fit, expected at least 10: RLIMIT_NOFILE is 96");
-    assert_eq!(Ceilings::within(5, 1024, &limits).unwrap().max_connections, 5);
+    assert_eq!(Capacity::within(5, 1024, &limits).unwrap().max_connections, 5);
     let limits = SystemLimits { cgroup_threads: quota(20, 25), ..default_machine() };
-    assert_eq!(Ceilings::within(10_000, 1024, &limits).unwrap_err().max_connections, 0);
+    assert_eq!(Capacity::within(10_000, 1024, &limits).unwrap_err().max_connections, 0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// What becomes of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum RateDecision {
     /// Within the rate.
     Pass,
     /// Over it: dropped, and the client is told.
@@ -44,32 +44,32 @@ impl Rate {
     }
 
     /// Takes one message at `now`.
-    pub(super) fn take(&mut self, now: Instant) -> Verdict {
+    pub(super) fn take(&mut self, now: Instant) -> RateDecision {
         if self.limit.per_second == 0 {
-            return Verdict::Pass;
+            return RateDecision::Pass;
         }
         let refill = (now - self.filled_at).as_secs_f64() * f64::from(self.limit.per_second);
         self.messages = (self.messages + refill).min(f64::from(self.limit.burst));
         self.filled_at = now;
         if self.messages >= 1.0 {
             self.messages -= 1.0;
-            return Verdict::Pass;
+            return RateDecision::Pass;
         }
         match &mut self.row {
             Some(row) if now - row.latest <= TOLD_EVERY => {
                 row.latest = now;
                 if now - row.start >= RATE_PATIENCE {
-                    Verdict::Close
+                    RateDecision::Close
                 } else if now - row.told >= TOLD_EVERY {
                     row.told = now;
-                    Verdict::Tell
+                    RateDecision::Tell
                 } else {
-                    Verdict::Drop
+                    RateDecision::Drop
                 }
             }
             row => {
                 *row = Some(Row { start: now, latest: now, told: now });
-                Verdict::Tell
+                RateDecision::Tell
             }
         }
     }
@@ -86,11 +86,11 @@ mod tests {
         let start = Instant::now();
         let mut rate = Rate::new(LIMIT, start);
         for _ in 0..5 {
-            assert_eq!(rate.take(start), Verdict::Pass);
+            assert_eq!(rate.take(start), RateDecision::Pass);
         }
-        assert_eq!(rate.take(start), Verdict::Tell);
-        assert_eq!(rate.take(start), Verdict::Drop);
-        assert_eq!(rate.take(start + Duration::from_millis(110)), Verdict::Pass);
+        assert_eq!(rate.take(start), RateDecision::Tell);
+        assert_eq!(rate.take(start), RateDecision::Drop);
+        assert_eq!(rate.take(start + Duration::from_millis(110)), RateDecision::Pass);
     }
 
     #[test]
@@ -100,8 +100,8 @@ mod tests {
         let verdicts: Vec<_> =
             (0..260_u32).map(|n| rate.take(start + Duration::from_millis(50) * n)).collect();
         let count = |v| verdicts.iter().filter(|x| **x == v).count();
-        assert_eq!(verdicts.iter().position(|v| *v == Verdict::Close), Some(209));
-        assert!((9..=11).contains(&count(Verdict::Tell)), "{}", count(Verdict::Tell));
+        assert_eq!(verdicts.iter().position(|v| *v == RateDecision::Close), Some(209));
+        assert!((9..=11).contains(&count(RateDecision::Tell)), "{}", count(RateDecision::Tell));
     }
 
     #[test]
@@ -111,9 +111,9 @@ mod tests {
         for second in 0..60 {
             let now = start + Duration::from_secs(second * 2);
             let verdicts: Vec<_> = (0..7).map(|_| rate.take(now)).collect();
-            assert!(!verdicts.contains(&Verdict::Close));
+            assert!(!verdicts.contains(&RateDecision::Close));
         }
         let mut off = Rate::new(RateLimit { per_second: 0, burst: 1 }, start);
-        assert!((0..1000).all(|_| off.take(start) == Verdict::Pass));
+        assert!((0..1000).all(|_| off.take(start) == RateDecision::Pass));
     }
 }

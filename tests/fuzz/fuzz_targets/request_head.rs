@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use realtime_service::config::MAX_HEAD_BYTES;
-use realtime_service::http::{Answer, Head};
+use realtime_service::http::{Response, Head};
 
 fuzz_target!(|bytes: &[u8]| {
     match Head::parse(bytes) {
@@ -26,7 +26,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(head.target().bytes().all(|b| b.is_ascii_graphic()));
         }
         Err(error) => {
-            let answer = Answer::from(&error);
+            let answer = Response::from(&error);
             assert!([400, 411, 414, 431, 501, 505].contains(&answer.status()));
             let text = String::from_utf8(answer.closing_bytes(false)).expect("answers are UTF-8");
             let (_, body) = text.split_once("\r\n\r\n").expect("a head and a body");
