@@ -1,7 +1,7 @@
 //! The port: accepts, caps connections, and gives each a thread that reads its requests.
 //!
-//! `/ws` goes to the handshake with the raw socket; everything else is read whole, checked,
-//! re-serialised and forwarded to tiny_http on a private Unix socket (DESIGN section 1, "One port").
+//! `/ws` goes to the handshake with the raw socket; everything else is read whole, checked, written
+//! anew and forwarded to tiny_http on a private Unix socket.
 
 mod forward;
 mod incoming;
@@ -20,7 +20,7 @@ use crossbeam_channel::bounded;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{
-    AllowedOrigins, CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, RESERVE_CONNECTIONS,
+    CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, RESERVE_CONNECTIONS,
     SOCKET_RECEIVE_BUFFER_BYTES, SOCKET_SEND_BUFFER_BYTES,
 };
 use crate::http::Head;
@@ -34,40 +34,6 @@ use requests::Accepted;
 
 /// How long the gate waits when the system has no descriptor or memory for another connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
-
-/// The settings of the gate.
-#[derive(Debug, Clone)]
-pub struct GateConfig {
-    /// Address to listen on; port 0 takes a free one.
-    pub bind: SocketAddr,
-    /// Connections at once, what the system allows already considered.
-    pub max_connections: usize,
-    /// For a whole request head, and for an idle kept-alive connection.
-    pub head_timeout: Duration,
-    /// For a whole request body.
-    pub body_timeout: Duration,
-    /// For a whole answer.
-    pub write_timeout: Duration,
-    /// Largest request body, in bytes.
-    pub max_body_bytes: usize,
-    /// For the CORS headers of errors.
-    pub allowed_origins: AllowedOrigins,
-}
-
-impl GateConfig {
-    /// The settings of `config`, with as many connections as the system allows.
-    pub fn new(config: &Config, max_connections: usize) -> Self {
-        Self {
-            bind: config.bind,
-            max_connections,
-            head_timeout: config.head_timeout,
-            body_timeout: config.body_timeout,
-            write_timeout: config.write_timeout,
-            max_body_bytes: config.max_body_bytes,
-            allowed_origins: config.allowed_origins.clone(),
-        }
-    }
-}
 
 /// A request for `/ws`, of whatever method, and the socket that it came on.
 #[derive(Debug)]
@@ -89,7 +55,7 @@ pub type OnUpgrade = Arc<dyn Fn(Upgrade) + Send + Sync>;
 
 /// What all threads of the gate share.
 struct Context {
-    config: GateConfig,
+    config: Arc<Config>,
     phase: Arc<SharedPhase>,
     /// Accepted connections, reserve included.
     open: AtomicUsize,
@@ -134,12 +100,12 @@ pub struct Gate {
 
 impl Gate {
     /// Listens, and starts the threads `gate` and `rest-1` to `rest-4`; each connection gets a thread
-    /// `conn-<n>`.
+    /// `conn-<n>`. `config.max_connections` is what the system has room for.
     ///
     /// # Errors
     /// When the address or the private socket cannot be bound, or a thread not be started.
     pub fn start(
-        config: GateConfig,
+        config: Arc<Config>,
         threads: &Threads,
         rest: RestParts,
         upgrade: OnUpgrade,
@@ -154,7 +120,13 @@ impl Gate {
             move || phase.get() >= ShutdownPhase::Draining
         };
         let refused = rest.counters.refused.clone();
-        let rest = Rest::start((socket, private), rest, Arc::new(is_draining), threads)?;
+        let rest = Rest::start(
+            (socket, private),
+            rest,
+            Arc::clone(&config),
+            Arc::new(is_draining),
+            threads,
+        )?;
         let context = Arc::new(Context {
             config,
             phase,
@@ -261,7 +233,7 @@ impl Acceptor {
         let _ = hand_over.try_send(accepted);
         let started = self.threads.spawn_small(name, CONNECTION_STACK_BYTES, move || {
             if let Ok(accepted) = taken.try_recv() {
-                // Else the channel would live as long as a WebSocket.
+                // Frees the channel now: this closure lives as long as the connection.
                 drop(taken);
                 requests::serve(permit, accepted);
             }

@@ -137,14 +137,6 @@ impl NotificationService {
         self.send(Target::User(Arc::from(user_id)), event, data)
     }
 
-    /// Sends several at once, in order; the hub takes all of them or none.
-    ///
-    /// # Errors
-    /// [`NotifyError::HubGone`].
-    pub fn send_all(&self, deliveries: Vec<Delivery>) -> Result<Vec<usize>, NotifyError> {
-        Ok(self.hub.notify(deliveries)?)
-    }
-
     fn send(
         &self,
         target: Target,
@@ -152,7 +144,7 @@ impl NotificationService {
         data: &impl Serialize,
     ) -> Result<usize, NotifyError> {
         let data = serde_json::to_string(data).map_err(NotifyError::BadData)?;
-        let counts = self.send_all(vec![notification(target, event, &data)?])?;
+        let counts = self.hub.notify(vec![notification(target, event, &data)?])?;
         Ok(counts.first().copied().unwrap_or(0))
     }
 }

@@ -1,4 +1,4 @@
-//! Routes and handlers on tiny_http, which only the gate talks to (DESIGN section 5).
+//! Routes and handlers on tiny_http, which only the gate talks to.
 
 pub mod clients;
 pub mod console;
@@ -14,19 +14,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tiny_http::{Header, Request, Server, StatusCode};
 
-use crate::auth::{Identity, bearer};
-use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
+use crate::auth::{Identity, Verifier, bearer};
+use crate::config::{Config, KIB, REST_CONNECTIONS};
 use crate::http::{Response, cors};
 use crate::hub::{Event, HubHandle};
 use crate::metrics::{self, Counters, Metrics};
-use crate::notification::NotificationService;
 use crate::runtime::threads::Threads;
 
 pub(crate) use private_socket::PrivateSocket;
 pub use private_socket::{CONNECTION_HEADER, PEER_HEADER};
 
-/// Checks a token; the error is the reason, for the log and the peer.
-pub type Verify = Arc<dyn Fn(&str) -> Result<Identity, String> + Send + Sync>;
 /// `connected`, `disconnected` or `disabled`.
 pub type RedisState = Arc<dyn Fn() -> &'static str + Send + Sync>;
 /// Whether the service is shutting down.
@@ -37,7 +34,7 @@ pub struct RestParts {
     /// Delivers notifications and counts connections.
     pub hub: HubHandle,
     /// Checks the tokens of notify and admin.
-    pub verify: Verify,
+    pub verifier: Arc<Verifier>,
     /// For `/health`.
     pub redis_state: RedisState,
     /// For `/metrics`.
@@ -46,10 +43,6 @@ pub struct RestParts {
     pub counters: Counters,
     /// The first part of connection ids.
     pub instance: String,
-    /// `ALLOWED_ORIGINS`.
-    pub allowed_origins: AllowedOrigins,
-    /// `API_AUTH`: whether notify and admin ask for a token.
-    pub api_auth: bool,
 }
 
 /// The running handlers; dropping it ends their threads once they have answered what waits.
@@ -73,6 +66,7 @@ impl Rest {
     pub(crate) fn start(
         (socket, listener): (PrivateSocket, UnixListener),
         parts: RestParts,
+        config: Arc<Config>,
         is_draining: IsDraining,
         threads: &Threads,
     ) -> io::Result<Self> {
@@ -80,11 +74,7 @@ impl Rest {
         let hop = Hop { server, ending: AtomicBool::new(false), _socket: socket };
         // Made before the threads: when one of them cannot be started, its drop ends the others.
         let rest = Self { hop: Arc::new(hop) };
-        let handlers = Arc::new(Handlers {
-            notifications: NotificationService::new(parts.hub.clone()),
-            parts,
-            is_draining,
-        });
+        let handlers = Arc::new(Handlers { parts, config, is_draining });
         for number in 1..=REST_CONNECTIONS {
             let (hop, handlers) = (Arc::clone(&rest.hop), Arc::clone(&handlers));
             threads.spawn(format!("rest-{number}"), move || {
@@ -111,7 +101,7 @@ impl Drop for Rest {
 
 struct Handlers {
     parts: RestParts,
-    notifications: NotificationService,
+    config: Arc<Config>,
     is_draining: IsDraining,
 }
 
@@ -151,7 +141,7 @@ impl Handlers {
         // A bug in a handler costs an answer, not a thread.
         let response = catch_unwind(AssertUnwindSafe(|| self.answer(&mut request)))
             .unwrap_or_else(|_| Response::error(500, "server_error", "the handler failed"));
-        let cors = cors::headers(&self.parts.allowed_origins, header(&request, "Origin"));
+        let cors = cors::headers(&self.config.allowed_origins, header(&request, "Origin"));
         if let Err(error) = request.respond(for_tiny_http(response, cors)) {
             log::debug!(error:%; "the gate did not take an answer");
         }
@@ -255,12 +245,11 @@ impl Handlers {
                 );
             }
         };
-        let wanted = match notify::parse(&body) {
-            Ok(wanted) => wanted,
-            Err(bad) => return Response::error(400, bad.code, &bad.message),
+        let notify::NotifyRequest { deliveries, is_batch } = match notify::parse(&body) {
+            Ok(request) => request,
+            Err(error) => return Response::error(400, error.code, &error.message),
         };
-        let is_batch = wanted.is_batch;
-        let Ok(counts) = self.notifications.send_all(wanted.deliveries) else {
+        let Ok(counts) = self.parts.hub.notify(deliveries) else {
             return Response::unavailable("the service is shutting down");
         };
         log::info!(
@@ -276,11 +265,13 @@ impl Handlers {
 
     /// The caller, of role admin or service; `None` where `API_AUTH` is off.
     fn authorize(&self, request: &Request) -> Result<Option<Identity>, Response> {
-        if !self.parts.api_auth {
+        if !self.config.api_auth {
             return Ok(None);
         }
         let identity = match header(request, "Authorization").map(bearer) {
-            Some(Some(token)) => (self.parts.verify)(token),
+            Some(Some(token)) => {
+                self.parts.verifier.verify(token).map_err(|error| error.to_string())
+            }
             Some(None) => Err("authorization is not a bearer token".to_owned()),
             None => Err("token is missing".to_owned()),
         };

@@ -16,7 +16,7 @@ use crate::auth::Authorizer;
 use crate::auth::{Verifier, VerifierError};
 use crate::bridge::{Outgoing, PubSub, RedisPubSub};
 use crate::config::{AllowedOrigins, Config, Environment, HUB_QUEUE, RoomPolicy};
-use crate::gate::{Gate, GateConfig, OnUpgrade};
+use crate::gate::{Gate, OnUpgrade};
 use crate::hub::{self, Event, Hub, HubHandle, Limits, Outlets};
 use crate::metrics::{Counters, Metrics};
 use crate::notification::NotificationService;
@@ -147,24 +147,16 @@ impl Server {
         };
         let rest = RestParts {
             hub: hub.clone(),
-            verify: Arc::new(move |token| {
-                verifier.verify(token).map_err(|error| error.to_string())
-            }),
+            verifier,
             redis_state: redis_state_of(bridge.clone()),
             metrics,
             counters,
             instance,
-            allowed_origins: config.allowed_origins.clone(),
-            api_auth: config.api_auth,
         };
         let upgrade: OnUpgrade = Arc::new(move |upgrade| handshake.serve(upgrade));
-        let gate = Gate::start(
-            GateConfig::new(&config, capacity.max_connections),
-            &threads,
-            rest,
-            upgrade,
-        )
-        .map_err(failed(&format!("listen on {}", config.bind)))?;
+        let config = Arc::new(Config { max_connections: capacity.max_connections, ..config });
+        let gate = Gate::start(Arc::clone(&config), &threads, rest, upgrade)
+            .map_err(failed(&format!("listen on {}", config.bind)))?;
         info!(addr:% = gate.addr(), connections = capacity.max_connections; "listening");
         Ok(Self { gate, hub, bridge, threads, shutdown_timeout: config.shutdown_timeout })
     }
