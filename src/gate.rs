@@ -1,11 +1,14 @@
 //! The port: accepts, caps connections, and gives each a thread that reads its requests.
 //!
-//! `/ws` goes to the handshake with the raw socket; everything else is read whole, checked, written
-//! anew and forwarded to tiny_http on a private Unix socket.
+//! `/ws` goes to the handshake with the raw socket. Any other request is checked by its head alone, and
+//! answered at once where that is enough; else its body is read, and the whole is written anew and
+//! forwarded to tiny_http on a private Unix socket.
 
 mod forward;
 mod incoming;
+mod permits;
 mod requests;
+mod shutdown;
 
 #[cfg(test)]
 mod tests;
@@ -13,24 +16,25 @@ mod tests;
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{
-    CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, RESERVE_CONNECTIONS,
-    SOCKET_RECEIVE_BUFFER_BYTES, SOCKET_SEND_BUFFER_BYTES,
+    CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, SOCKET_RECEIVE_BUFFER_BYTES,
+    SOCKET_SEND_BUFFER_BYTES,
 };
 use crate::http::Head;
 use crate::http::response::{self, Response};
-use crate::metrics::CountBy;
-use crate::rest::{PrivateSocket, Rest, RestParts};
+use crate::metrics::Counters;
+use crate::rest::{PrivateSocket, RequestGuard, Rest, RestParts};
 use crate::runtime::threads::Threads;
 use forward::Pool;
-use incoming::{SharedPhase, ShutdownPhase};
+use permits::{Permit, Permits};
 use requests::Accepted;
+use shutdown::{GateShutdown, ShutdownPhase};
 
 /// How long the gate waits when the system has no descriptor or memory for another connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -56,37 +60,14 @@ pub type OnUpgrade = Arc<dyn Fn(Upgrade) + Send + Sync>;
 /// What all threads of the gate share.
 struct Context {
     config: Arc<Config>,
-    phase: Arc<SharedPhase>,
-    /// Accepted connections, reserve included.
-    open: AtomicUsize,
+    shutdown: GateShutdown,
+    permits: Arc<Permits>,
+    guard: RequestGuard,
     /// Request bodies held in memory, in bytes.
     body_bytes: AtomicUsize,
     pool: Pool,
     upgrade: OnUpgrade,
-    refused: CountBy,
-}
-
-/// A connection's place among `MAX_CONNECTIONS` or in the reserve; free again when dropped.
-struct Permit {
-    context: Arc<Context>,
-    reserve: bool,
-}
-
-impl Permit {
-    /// `None` when the reserve is taken too.
-    fn take(context: &Arc<Context>) -> Option<Self> {
-        let before = context.open.fetch_add(1, Ordering::Relaxed);
-        let most = context.config.max_connections;
-        // Made first: whether it is returned or not, dropping it gives the place back.
-        let permit = Self { context: Arc::clone(context), reserve: before >= most };
-        (before < most + RESERVE_CONNECTIONS).then_some(permit)
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.context.open.fetch_sub(1, Ordering::Relaxed);
-    }
+    counters: Counters,
 }
 
 /// The running gate. Dropping it closes it and ends the REST threads, so that is done when the
@@ -112,29 +93,25 @@ impl Gate {
     ) -> io::Result<Self> {
         let listener = Arc::new(listen(config.bind)?);
         let addr = listener.local_addr()?;
-        let phase = Arc::new(SharedPhase::default());
         let (socket, private) = PrivateSocket::bind()?;
         let path = socket.path().to_owned();
-        let is_draining = {
-            let phase = Arc::clone(&phase);
-            move || phase.get() >= ShutdownPhase::Draining
+        let counters = rest.counters.clone();
+        let permits = Permits::new(config.max_connections, counters.heads_evicted.clone());
+        let guard = RequestGuard {
+            config: Arc::clone(&config),
+            verifier: Arc::clone(&rest.verifier),
+            counters: counters.clone(),
         };
-        let refused = rest.counters.refused.clone();
-        let rest = Rest::start(
-            (socket, private),
-            rest,
-            Arc::clone(&config),
-            Arc::new(is_draining),
-            threads,
-        )?;
+        let rest = Rest::start((socket, private), rest, threads)?;
         let context = Arc::new(Context {
             config,
-            phase,
-            open: AtomicUsize::new(0),
+            shutdown: GateShutdown::default(),
+            permits: Arc::new(permits),
+            guard,
             body_bytes: AtomicUsize::new(0),
             pool: Pool::connect(&path)?,
             upgrade,
-            refused,
+            counters,
         });
         let acceptor = Acceptor {
             listener: Arc::clone(&listener),
@@ -154,19 +131,29 @@ impl Gate {
 
     /// Connections open now, WebSockets and the reserve included.
     pub fn connections(&self) -> usize {
-        self.context.open.load(Ordering::Relaxed)
+        self.context.permits.open()
     }
 
-    /// From now on everything but `/health` and `/ready` is answered with 503, and idle kept-alive
-    /// connections end within 250 ms; running requests finish.
+    /// From now on everything but `/health` is answered with 503, and idle kept-alive connections end
+    /// within 250 ms; what handlers are answering is finished.
     pub fn drain(&self) {
-        self.context.phase.advance(ShutdownPhase::Draining);
+        self.context.shutdown.advance(ShutdownPhase::Draining);
+    }
+
+    /// After [`Self::drain`]: waits until the handlers have answered what they had begun, so that none is
+    /// publishing any more, nor will be. It waits neither for idle connections, nor for bodies that are
+    /// still coming, which get 503, nor for `/health`.
+    ///
+    /// # Errors
+    /// How many requests were not answered at the deadline.
+    pub fn wait_for_requests(&self, deadline: Instant) -> Result<(), usize> {
+        self.context.shutdown.wait_for_requests(deadline)
     }
 
     /// Ends the thread `gate`; connections that wait for a request, or for the rest of one, end within
     /// a second.
     pub fn close(&self) {
-        self.context.phase.advance(ShutdownPhase::Closed);
+        self.context.shutdown.advance(ShutdownPhase::Closed);
         // Unblocks accept.
         let _ = SockRef::from(&*self.listener).shutdown(Shutdown::Both);
     }
@@ -203,7 +190,7 @@ struct Acceptor {
 
 impl Acceptor {
     fn run(mut self) {
-        while self.context.phase.get() < ShutdownPhase::Closed {
+        while self.context.shutdown.phase() < ShutdownPhase::Closed {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
                     self.number += 1;
@@ -212,7 +199,7 @@ impl Acceptor {
                 Err(error) if is_of_one_connection(&error) => {}
                 // Descriptors or memory are used up; trying again at once would spin.
                 Err(error) => {
-                    if self.context.phase.get() < ShutdownPhase::Closed {
+                    if self.context.shutdown.phase() < ShutdownPhase::Closed {
                         self.starve("no connection can be accepted", &error);
                         std::thread::sleep(EXHAUSTED_PAUSE);
                     }
@@ -222,28 +209,29 @@ impl Acceptor {
     }
 
     fn admit(&mut self, accepted: Accepted) {
-        let Some(permit) = Permit::take(&self.context) else {
-            self.context.refused.count("connection_cap");
+        let Some(permit) = self.context.permits.take() else {
+            self.context.counters.refused.count("connection_cap");
             return turn_away(&accepted.stream, "all connections are taken");
         };
         let name = format!("conn-{}", accepted.number);
         // Through a channel, so that a failed spawn leaves the socket here.
         let (hand_over, taken) = bounded(1);
         let left = taken.clone();
-        let _ = hand_over.try_send(accepted);
+        let _ = hand_over.try_send((permit, accepted));
+        let context = Arc::clone(&self.context);
         let started = self.threads.spawn_small(name, CONNECTION_STACK_BYTES, move || {
-            if let Ok(accepted) = taken.try_recv() {
+            if let Ok((permit, accepted)) = taken.try_recv() {
                 // Frees the channel now: this closure lives as long as the connection.
                 drop(taken);
-                requests::serve(permit, accepted);
+                requests::serve(&context, permit, accepted);
             }
         });
         match started {
             Ok(()) => self.is_starved = false,
             Err(error) => {
-                self.context.refused.count("no_thread");
+                self.context.counters.refused.count("no_thread");
                 self.starve("no thread is left for a connection", &error);
-                if let Ok(accepted) = left.try_recv() {
+                if let Ok((_, accepted)) = left.try_recv() {
                     turn_away(&accepted.stream, "no thread is left");
                 }
             }

@@ -71,6 +71,8 @@ pub struct Counters {
     pub refused: CountBy,
     /// Requests to `/api/notify`, by result.
     pub notify_requests: CountBy,
+    /// Connections without a complete request head that made room for new ones.
+    pub heads_evicted: Counter,
 }
 
 impl Default for Counters {
@@ -78,6 +80,7 @@ impl Default for Counters {
         Self {
             refused: CountBy::new("reason", &REFUSALS),
             notify_requests: CountBy::new("result", &NOTIFY_RESULTS),
+            heads_evicted: Counter::default(),
         }
     }
 }
@@ -105,6 +108,11 @@ impl Metrics {
             "realtime_notify_requests",
             "Requests to /api/notify",
             counters.notify_requests.family.clone(),
+        );
+        registry.register(
+            "realtime_heads_evicted",
+            "Connections without a complete request head that made room for new ones",
+            counters.heads_evicted.clone(),
         );
         if let Some(stats) = authorizer.stats() {
             registry.register(

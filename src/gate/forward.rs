@@ -1,7 +1,7 @@
 //! The hop to tiny_http: a private Unix socket, four connections to it, and the exchange on one.
 //!
 //! tiny_http's parser must not meet the network, so it gets only what this module wrote: a request
-//! line and the few headers that REST handlers read, all visible ASCII, with the whole body behind.
+//! line and a few headers of the gate's own, all visible ASCII, with the whole body behind.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -12,20 +12,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use httparse::Status;
 
+use crate::auth::Identity;
 use crate::config::{KIB, REST_CONNECTIONS};
 use crate::http::{Head, Response};
-use crate::rest::{CONNECTION_HEADER, PEER_HEADER};
-
-/// The headers that are passed on; a handler that reads another one adds it here. Everything
-/// hop-by-hop, and what the gate itself sets, is left behind by not being listed.
-const PASSED_ON: [&str; 6] = [
-    "Authorization",
-    "Origin",
-    "Content-Type",
-    "Accept",
-    "Access-Control-Request-Method",
-    "Access-Control-Request-Headers",
-];
+use crate::rest::{CONNECTION_HEADER, PEER_HEADER, USER_HEADER};
 
 /// How long a request waits for one of the connections.
 const BORROW_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,8 +28,14 @@ const ANSWER_CHUNK_BYTES: usize = 64 * KIB;
 /// Most headers of an answer; handlers set a handful.
 const MAX_ANSWER_HEADERS: usize = 32;
 
-/// The request as tiny_http gets it, up to where the body begins.
-pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<u8>, Response> {
+/// The request as tiny_http gets it, up to where the body begins. No header of the peer's is passed on:
+/// handlers need none.
+pub(super) fn request(
+    head: &Head,
+    peer: SocketAddr,
+    number: u64,
+    caller: Option<&Identity>,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     for part in [head.method(), " ", head.path()] {
         out.extend_from_slice(part.as_bytes());
@@ -48,26 +44,17 @@ pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<
         out.push(b'?');
         out.extend_from_slice(query.as_bytes());
     }
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    for (name, value) in head.headers() {
-        let Some(known) = PASSED_ON.iter().find(|known| known.eq_ignore_ascii_case(name)) else {
-            continue;
-        };
-        if !value.bytes().all(|b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t')) {
-            let message = format!("{known} holds bytes that are not visible ASCII");
-            return Err(Response::error(400, "bad_request", &message));
-        }
-        for part in [known, ": ", value, "\r\n"] {
-            out.extend_from_slice(part.as_bytes());
-        }
-    }
     // Writing to a Vec does not fail.
-    let _ = write!(out, "{PEER_HEADER}: {peer}\r\n{CONNECTION_HEADER}: {number}\r\n");
+    let _ = write!(out, " HTTP/1.1\r\n{PEER_HEADER}: {peer}\r\n{CONNECTION_HEADER}: {number}\r\n");
+    if let Some(caller) = caller {
+        // An id has visible ASCII characters only.
+        let _ = write!(out, "{USER_HEADER}: {}\r\n", caller.user_id);
+    }
     if let Some(length) = head.content_length().filter(|length| *length > 0) {
         let _ = write!(out, "Content-Length: {length}\r\n");
     }
     out.extend_from_slice(b"\r\n");
-    Ok(out)
+    out
 }
 
 /// The connections to tiny_http, borrowed one at a time.
@@ -154,10 +141,12 @@ impl RestResponse {
         &self.bytes
     }
 
-    /// Tells the peer that the connection ends.
-    pub(super) fn close(&mut self) {
-        let before_the_blank_line = self.head_length - 2;
-        self.bytes.splice(before_the_blank_line..before_the_blank_line, *b"Connection: close\r\n");
+    /// Adds a header, such as `Connection: close`.
+    pub(super) fn add_header(&mut self, name: &str, value: &str) {
+        let line = format!("{name}: {value}\r\n");
+        let blank_line = self.head_length - 2;
+        self.bytes.splice(blank_line..blank_line, line.bytes());
+        self.head_length += line.len();
     }
 }
 

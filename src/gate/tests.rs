@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::*;
 use crate::auth::{Authorizer, Verifier};
-use crate::config::{AllowedOrigins, KIB, MIB, RoomPolicy};
+use crate::config::{AllowedOrigins, KIB, MIB, RESERVE_CONNECTIONS, RoomPolicy};
 use crate::hub::{Counts, Event, HubHandle};
 use crate::metrics::{Counters, Metrics};
 use crate::runtime::channel;
@@ -107,6 +107,14 @@ impl Rig {
         let stream = TcpStream::connect(self.gate().addr()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Client { stream, bytes: Vec::new() }
+    }
+
+    /// A connection that is handed over as a WebSocket.
+    fn upgraded(&self) -> (Client, Upgrade, Sender<()>) {
+        let mut client = self.connect();
+        client.send(get("/ws"));
+        let (upgrade, let_go) = self.upgrades.recv_timeout(PATIENCE).unwrap();
+        (client, upgrade, let_go)
     }
 
     /// One request on a connection of its own.
@@ -263,8 +271,10 @@ fn head_is_like_get_without_a_body() {
     let head = client.head();
     assert!(head.contains("\r\nContent-Length: 68\r\n"), "{head}");
     assert_eq!(client.reply().body.len(), 68);
+    client.send("HEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(client.head().starts_with("HTTP/1.1 404 "));
     client.send("HEAD /health HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999\r\n\r\n");
-    assert!(client.head().starts_with("HTTP/1.1 413 "));
+    assert!(client.head().starts_with("HTTP/1.1 400 "));
     client.assert_ended();
 }
 
@@ -295,7 +305,9 @@ fn preflights_and_origins() {
         "POST /api/notify HTTP/1.1\r\nHost: a\r\nOrigin: https://shop.example\r\n\
          Content-Length: 99999999\r\n\r\n",
     );
-    assert!(client.reply().has("Access-Control-Allow-Origin: https://shop.example"));
+    let reply = client.reply();
+    assert_eq!(reply.status, 401);
+    assert!(reply.has("Access-Control-Allow-Origin: https://shop.example"));
 }
 
 #[test]
@@ -369,7 +381,7 @@ fn connections_are_kept_and_pipelined_requests_answered_in_order() {
 
 #[test]
 fn a_refused_head_ends_the_connection_without_a_second_answer() {
-    let rig = Rig::start(config());
+    let rig = Rig::start(Config { api_auth: false, ..config() });
     let post = |headers: &str| format!("POST /api/notify HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
     let smuggled = get("/health");
     for (request, status, code) in [
@@ -394,7 +406,13 @@ fn a_refused_head_ends_the_connection_without_a_second_answer() {
         (format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(20_000)), 431, "headers_too_large"),
         (format!("GET / HTTP/1.1\r\n{}\r\n", "X: a\r\n".repeat(65)), 431, "headers_too_large"),
         ("\x16\x03\x01\x02\x01".into(), 400, "bad_request"),
-        ("GET /health HTTP/1.1\r\nHost: a\r\nOrigin: \u{e4}\r\n\r\n".into(), 400, "bad_request"),
+        ("GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n".into(), 400, "bad_request"),
+        ("GET /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n".into(), 404, "not_found"),
+        (
+            "PUT /health HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n".into(),
+            405,
+            "method_not_allowed",
+        ),
         (
             "POST /api/notify HTTP/1.1\r\nHost: a\r\nExpect: gold\r\nContent-Length: 4\r\n\r\n"
                 .into(),
@@ -411,7 +429,7 @@ fn a_refused_head_ends_the_connection_without_a_second_answer() {
 
 #[test]
 fn a_peer_that_uploads_too_much_still_reads_the_refusal() {
-    let rig = Rig::start(config());
+    let rig = Rig::start(Config { api_auth: false, ..config() });
     let mut client = rig.connect();
     client.send("POST /api/notify HTTP/1.1\r\nHost: a\r\nContent-Length: 8388608\r\n\r\n");
     client.send(vec![b'x'; 8 * MIB]);
@@ -432,10 +450,7 @@ fn expect_is_answered_once_the_head_is_accepted() {
     // The body is there already: nothing to continue.
     client.send(&request);
     assert_eq!(client.reply().status, 200);
-    client.send(
-        "POST /api/notify HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\
-         Content-Length: 2000000\r\n\r\n",
-    );
+    client.send(head.replace("Content-Length: ", "Content-Length: 99999"));
     client.reply().assert_refused(413, "payload_too_large");
 }
 
@@ -526,27 +541,45 @@ fn late_bodies_get_408() {
 #[test]
 fn beyond_the_cap_probes_are_served_from_the_reserve_and_all_heals() {
     let rig = Rig::start(Config { max_connections: 2, ..config() });
-    let mut regular: Vec<_> = (0..2).map(|_| rig.connect()).collect();
-    for client in &mut regular {
-        client.send(get("/health"));
-        assert!(!client.reply().has("Connection: close"));
-    }
+    let regular: Vec<_> = (0..2).map(|_| rig.upgraded()).collect();
     let health = rig.ask(&get("/health"));
     assert!(health.status == 200 && health.has("Connection: close"), "{health:?}");
     assert_eq!(rig.ask(&get("/ready")).status, 200);
     rig.ask(&notify("admin", ONE)).assert_refused(503, "service_unavailable");
     rig.ask(&get("/ws")).assert_refused(503, "service_unavailable");
     rig.wait_for_connections(2);
-    let reserve: Vec<_> = (0..RESERVE_CONNECTIONS).map(|_| rig.connect()).collect();
+    let mut reserve: Vec<_> = (0..RESERVE_CONNECTIONS).map(|_| rig.connect()).collect();
     rig.wait_for_connections(2 + RESERVE_CONNECTIONS);
-    let mut refused = rig.connect();
-    refused.reply().assert_refused(503, "service_unavailable");
-    refused.assert_ended();
-    regular[0].send(get("/health"));
-    assert_eq!(regular[0].reply().status, 200);
+    // They are silent, so the oldest makes room.
+    assert_eq!(rig.ask(&get("/health")).status, 200);
+    reserve[0].assert_ended();
     drop((regular, reserve));
     rig.wait_for_connections(0);
     assert_eq!(rig.ask(&notify("admin", ONE)).status, 200);
+}
+
+#[test]
+fn who_waits_longest_makes_room_first() {
+    let rig = Rig::start(Config { max_connections: 3, ..config() });
+    let mut silent = rig.connect();
+    rig.wait_for_connections(1);
+    let mut half = rig.connect();
+    half.send("GET /health HTTP/1.1\r\nHo");
+    rig.wait_for_connections(2);
+    let mut kept = rig.connect();
+    kept.send(get("/health"));
+    assert_eq!(kept.reply().status, 200);
+    let served = rig.upgraded();
+    silent.assert_ended();
+    let mut last = rig.connect();
+    half.assert_ended();
+    // Waits since its last response, and so longer than the one that came after that.
+    assert_eq!(rig.ask(&get("/ready")).status, 200);
+    kept.assert_ended();
+    last.send(get("/health"));
+    assert_eq!(last.reply().status, 200);
+    assert_eq!(rig.gate().context.counters.heads_evicted.get(), 3);
+    drop(served);
 }
 
 #[test]
@@ -595,12 +628,37 @@ fn a_running_request_finishes_while_the_gate_drains() {
     let mut client = rig.connect();
     client.send(notify("admin", ONE));
     is_taken.recv_timeout(PATIENCE).unwrap();
+    let mut half = rig.connect();
+    let request = notify("admin", ONE);
+    let (start, end) = request.split_at(request.len() - 1);
+    half.send(start);
+    rig.wait_for_connections(2);
     rig.gate().drain();
     rig.gate().close();
+    // A body that is still coming is not waited for.
+    assert_eq!(rig.gate().wait_for_requests(Instant::now()), Err(1));
     go.send(()).unwrap();
+    assert_eq!(rig.gate().wait_for_requests(Instant::now() + PATIENCE), Ok(()));
     let reply = client.reply();
     assert!(reply.status == 200 && reply.has("Connection: close"), "{reply:?}");
     client.assert_ended();
+    drop((half, end));
+}
+
+#[test]
+fn a_body_that_ends_after_draining_began_is_not_served() {
+    let rig = Rig::start(config());
+    let mut client = rig.connect();
+    let request = notify("admin", ONE);
+    let request = request.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+    let (head, body) = request.split_at(request.len() - ONE.len());
+    client.send(head);
+    assert_eq!(client.head(), "HTTP/1.1 100 Continue\r\n\r\n");
+    rig.gate().drain();
+    assert_eq!(rig.gate().wait_for_requests(Instant::now()), Ok(()));
+    client.send(body);
+    client.reply().assert_refused(503, "service_unavailable");
+    assert_eq!(rig.ask(&get("/health")).status, 200);
 }
 
 #[test]
@@ -638,15 +696,16 @@ fn a_peer_that_does_not_read_its_answer_is_cut_and_delays_nobody() {
 #[test]
 fn only_checked_headers_reach_tiny_http() {
     let bytes = b"PUT http://x/a?b=c HTTP/1.1\r\nHost: a\r\nX-Realtime-Peer: 6.6.6.6:6\r\n\
-        X-Realtime-Connection: 6\r\n\
+        X-Realtime-Connection: 6\r\nX-Realtime-User: admin\r\n\
         Connection: close, upgrade\r\nUpgrade: x\r\nTE: chunked\r\nExpect: 100-continue\r\n\
         Keep-Alive: 5\r\ncontent-length: 007\r\nauthorization: Bearer  x\t\r\nCookie: \xc3\xa4\r\n\r\n";
     let (head, _) = Head::parse(bytes).unwrap().unwrap();
-    let request = forward::request(&head, "127.0.0.1:9".parse().unwrap(), 1).unwrap();
+    let caller = Verifier::new(&config().jwt).unwrap().verify(&token("admin")).unwrap();
+    let request = forward::request(&head, "127.0.0.1:9".parse().unwrap(), 1, Some(&caller));
     assert_eq!(
         String::from_utf8(request).unwrap(),
-        "PUT /a?b=c HTTP/1.1\r\nAuthorization: Bearer  x\r\nX-Realtime-Peer: 127.0.0.1:9\r\n\
-         X-Realtime-Connection: 1\r\nContent-Length: 7\r\n\r\n"
+        "PUT /a?b=c HTTP/1.1\r\nX-Realtime-Peer: 127.0.0.1:9\r\nX-Realtime-Connection: 1\r\n\
+         X-Realtime-User: u\r\nContent-Length: 7\r\n\r\n"
     );
 }
 
@@ -672,7 +731,7 @@ fn a_broken_link_is_replaced() {
         assert_eq!(refused.status(), 503);
     }
     let mut answered = pool.exchange(b"request".to_vec(), false).unwrap();
-    answered.close();
+    answered.add_header("Connection", "close");
     assert_eq!(
         String::from_utf8(answered.bytes().to_vec()).unwrap(),
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
