@@ -135,17 +135,17 @@ impl Gate {
     }
 
     /// From now on everything but `/health` is answered with 503, and idle kept-alive connections end
-    /// within 250 ms; what handlers are answering is finished.
+    /// within 250 ms. Running requests finish, if their bodies come within a second.
     pub fn drain(&self) {
         self.context.shutdown.advance(ShutdownPhase::Draining);
     }
 
-    /// After [`Self::drain`]: waits until the handlers have answered what they had begun, so that none is
-    /// publishing any more, nor will be. It waits neither for idle connections, nor for bodies that are
-    /// still coming, which get 503, nor for `/health`.
+    /// After [`Self::drain`]: waits until the running requests have their responses, so that no handler is
+    /// publishing any more, nor will be. It does not wait for idle connections, for `/health`, or for
+    /// peers to take their responses.
     ///
     /// # Errors
-    /// How many requests were not answered at the deadline.
+    /// How many requests were still running at the deadline.
     pub fn wait_for_requests(&self, deadline: Instant) -> Result<(), usize> {
         self.context.shutdown.wait_for_requests(deadline)
     }

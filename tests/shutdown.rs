@@ -15,7 +15,7 @@ use std::process::ExitStatus;
 
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use support::{Client, Frame, PATIENCE, Response, Service, connect, handshake, token};
+use support::{Client, Frame, PATIENCE, Response, Service, connect, handshake, token, until};
 
 fn going_away() -> Frame {
     Frame::Close(1001, "going away".into())
@@ -121,7 +121,7 @@ fn while_it_ends_only_the_probes_are_answered_and_running_requests_finish() {
     assert_eq!(Response::read(&mut running).unwrap().status, 100);
 
     service.signal("TERM");
-    assert_eq!(last.next(), going_away());
+    until("/ready is 503", || service.http("GET", "/ready", None, "").status == 503);
     running.write_all(body.as_bytes()).unwrap();
     let ready = service.http("GET", "/ready", None, "");
     assert_eq!((ready.status, ready.headers["retry-after"].as_str()), (503, "1"));
@@ -136,6 +136,7 @@ fn while_it_ends_only_the_probes_are_answered_and_running_requests_finish() {
     assert_eq!((notified.status, notified.json()["delivered"].clone()), (200, json!(0)));
     assert_eq!(notified.headers["connection"], "close");
     assert!(Response::read(&mut idle).is_none());
+    assert_eq!(last.next(), going_away());
     last.send_close(1001);
     assert_eq!(last.next(), Frame::End);
     assert_ended_well(service.wait());
@@ -183,7 +184,14 @@ fn half_requests_and_idle_connections_do_not_hold_it_up() {
     half_head.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgr").unwrap();
     let mut half_body = connect(service.addr());
     half_body
-        .write_all(b"POST /api/notify HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        .write_all(
+            format!(
+                "POST /api/notify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\
+                 Content-Length: 100\r\n\r\n{{",
+                token("backend", "service")
+            )
+            .as_bytes(),
+        )
         .unwrap();
     service.http("GET", "/health", None, "");
     assert_ended_well(service.stop());

@@ -39,6 +39,17 @@ pub(super) enum NoHead {
     Bad(HeadError),
 }
 
+/// What is read, which decides how soon a shutdown ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The first byte of a further request: not at all while draining.
+    NextRequest,
+    /// A head: until the gate closes.
+    Head,
+    /// A body: for a while after draining has begun.
+    Body,
+}
+
 /// The reading half of a connection.
 pub(super) struct Incoming<'a> {
     stream: &'a TcpStream,
@@ -80,7 +91,7 @@ impl<'a> Incoming<'a> {
     pub(super) fn wait_for_head(&mut self, timeout: Duration, fresh: bool) -> Result<Head, NoHead> {
         let mut deadline = Instant::now() + timeout;
         if self.filled == 0 {
-            self.fill(deadline, if fresh { BUSY_SLICE } else { IDLE_SLICE }, !fresh)
+            self.fill(deadline, if fresh { Part::Head } else { Part::NextRequest })
                 .map_err(|_| NoHead::Silent)?;
             if let Some(head) = self.take_head()? {
                 return Ok(head);
@@ -91,7 +102,7 @@ impl<'a> Incoming<'a> {
         }
         loop {
             let before = self.filled;
-            self.fill(deadline, BUSY_SLICE, false).map_err(|ended| match ended {
+            self.fill(deadline, Part::Head).map_err(|ended| match ended {
                 Ended::Gone => NoHead::Silent,
                 Ended::Late => NoHead::Late,
             })?;
@@ -147,8 +158,7 @@ impl<'a> Incoming<'a> {
     ) -> Result<usize, Ended> {
         let before = out.len();
         out.resize(before + most, 0);
-        let read =
-            self.read(out.get_mut(before..).unwrap_or_default(), deadline, BUSY_SLICE, false);
+        let read = self.read(out.get_mut(before..).unwrap_or_default(), deadline, Part::Body);
         out.truncate(before + read.unwrap_or(0));
         read
     }
@@ -161,31 +171,31 @@ impl<'a> Incoming<'a> {
         }
     }
 
-    fn fill(&mut self, deadline: Instant, slice: Duration, idle: bool) -> Result<(), Ended> {
+    fn fill(&mut self, deadline: Instant, part: Part) -> Result<(), Ended> {
         self.grow();
         // Taken out, so that the read may borrow the rest.
         let mut buffer = std::mem::take(&mut self.buffer);
         let room = buffer.get_mut(self.filled..).unwrap_or_default();
-        let read = self.read(room, deadline, slice, idle);
+        let read = self.read(room, deadline, part);
         self.buffer = buffer;
         self.filled += read?;
         Ok(())
     }
 
-    /// Waits in slices, so that a shutdown is noticed: by an idle connection when draining begins, by
-    /// others when the gate closes.
-    fn read(
-        &mut self,
-        room: &mut [u8],
-        deadline: Instant,
-        slice: Duration,
-        idle: bool,
-    ) -> Result<usize, Ended> {
-        let last = if idle { ShutdownPhase::Draining } else { ShutdownPhase::Closed };
+    /// Waits in slices, so that a shutdown is noticed.
+    fn read(&mut self, room: &mut [u8], deadline: Instant, part: Part) -> Result<usize, Ended> {
+        let (last, slice) = match part {
+            Part::NextRequest => (ShutdownPhase::Draining, IDLE_SLICE),
+            Part::Head | Part::Body => (ShutdownPhase::Closed, BUSY_SLICE),
+        };
         loop {
             if self.shutdown.phase() >= last {
                 return Err(Ended::Gone);
             }
+            let deadline = match part {
+                Part::Body => self.shutdown.body_deadline(deadline),
+                _ => deadline,
+            };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Ended::Late);

@@ -235,15 +235,15 @@ impl Requests<'_> {
     ) -> Result<forward::RestResponse, Unserved> {
         // The guard has checked that it is at most MAX_BODY_SIZE.
         let length = head.content_length().and_then(|length| usize::try_from(length).ok());
+        let running = self.context.shutdown.begin_request();
+        // What is served while draining publishes nothing, and is not waited for.
+        if running.is_none() && self.turned_away(head).is_some() {
+            return Err(shutting_down().into());
+        }
         let mut held = HeldBody::new(&self.context.body_bytes);
         if let Some(length) = length.filter(|length| *length > 0) {
             self.continue_if_expected(head, incoming)?;
             self.read_body(incoming, length, &mut request, &mut held)?;
-        }
-        let running = self.context.shutdown.begin_request();
-        // What is served while draining, publishes nothing, and is not waited for.
-        if running.is_none() && self.turned_away(head).is_some() {
-            return Err(shutting_down().into());
         }
         Ok(self.context.pool.exchange(request, head.method() == "HEAD")?)
     }
@@ -278,6 +278,7 @@ impl Requests<'_> {
             let read = match incoming.take_buffered(chunk, request) {
                 0 => incoming.read_onto(request, chunk, deadline).map_err(|ended| match ended {
                     Ended::Gone => Unserved::Gone,
+                    Ended::Late if self.is_draining() => shutting_down().into(),
                     Ended::Late => Unserved::Response(Response::error(
                         408,
                         "request_timeout",

@@ -1,8 +1,11 @@
 //! How far the shutdown of the gate is, and the requests that it waits for.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long bodies may still take once draining has begun.
+const DRAINING_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How far the shutdown of the gate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,10 +18,11 @@ pub(super) enum ShutdownPhase {
     Closed,
 }
 
-/// The phase, and the requests that handlers are answering; shared by all threads of the gate.
+/// The phase, and the requests that are being served; shared by all threads of the gate.
 #[derive(Debug, Default)]
 pub(super) struct GateShutdown {
     phase: AtomicU8,
+    draining_since: OnceLock<Instant>,
     serving: Mutex<usize>,
     served: Condvar,
 }
@@ -34,10 +38,19 @@ impl GateShutdown {
 
     /// Phases only go forward.
     pub(super) fn advance(&self, phase: ShutdownPhase) {
+        self.draining_since.get_or_init(Instant::now);
         self.phase.fetch_max(phase as u8, Ordering::Relaxed);
     }
 
-    /// A request goes to its handler, and is waited for until the guard is dropped; `None` when no more
+    /// `deadline` of a body, or the earlier one that draining sets.
+    pub(super) fn body_deadline(&self, deadline: Instant) -> Instant {
+        match self.draining_since.get() {
+            Some(since) => deadline.min(*since + DRAINING_BODY_TIMEOUT),
+            None => deadline,
+        }
+    }
+
+    /// A request whose head was accepted is waited for until the guard is dropped; `None` when no more
     /// may start.
     pub(super) fn begin_request(&self) -> Option<RunningRequest<'_>> {
         let mut serving = self.serving();
@@ -49,7 +62,7 @@ impl GateShutdown {
         Some(RunningRequest(self))
     }
 
-    /// Waits until no request is being answered; no other starts once draining has begun.
+    /// Waits until no request is being served; no other starts once draining has begun.
     ///
     /// # Errors
     /// How many still were at the deadline.
@@ -68,7 +81,7 @@ impl GateShutdown {
     }
 }
 
-/// A request that its handler has not answered yet.
+/// A request whose body is being read, or whose handler is at work.
 pub(super) struct RunningRequest<'a>(&'a GateShutdown);
 
 impl Drop for RunningRequest<'_> {
