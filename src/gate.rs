@@ -268,7 +268,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// 503, written without waiting: nobody delays the accept loop. What has already come is read, so that
-/// closing does not reset the connection before the answer is read.
+/// closing does not reset the connection before the response is read.
 fn turn_away(stream: &TcpStream, message: &str) {
     let response = Response::unavailable(message).closing_bytes(false);
     let _ = response::send_now(stream, &response);

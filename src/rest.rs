@@ -104,15 +104,15 @@ struct Handlers {
 
 impl Handlers {
     fn serve(&self, mut request: Request) {
-        // A bug in a handler costs an answer, not a thread.
-        let response = catch_unwind(AssertUnwindSafe(|| self.answer(&mut request)))
+        // A bug in a handler costs a response, not a thread.
+        let response = catch_unwind(AssertUnwindSafe(|| self.dispatch(&mut request)))
             .unwrap_or_else(|_| Response::error(500, "server_error", "the handler failed"));
         if let Err(error) = request.respond(for_tiny_http(response)) {
             log::debug!(error:%; "the gate did not take a response");
         }
     }
 
-    fn answer(&self, request: &mut Request) -> Response {
+    fn dispatch(&self, request: &mut Request) -> Response {
         let path = request.url().split('?').next().unwrap_or_default();
         match Route::of(path) {
             Ok(route) => (route.handler)(self, request),

@@ -19,14 +19,14 @@ use crate::rest::{CONNECTION_HEADER, PEER_HEADER, USER_HEADER};
 
 /// How long a request waits for one of the connections.
 const BORROW_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a handler may take for its answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// First size of the buffer for an answer, in bytes: most fit.
-const ANSWER_BYTES: usize = KIB;
-/// Most bytes of an answer read at once.
-const ANSWER_CHUNK_BYTES: usize = 64 * KIB;
-/// Most headers of an answer; handlers set a handful.
-const MAX_ANSWER_HEADERS: usize = 32;
+/// How long a handler may take for its response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// First size of the buffer for a response, in bytes: most fit.
+const RESPONSE_BYTES: usize = KIB;
+/// Most bytes of a response read at once.
+const RESPONSE_CHUNK_BYTES: usize = 64 * KIB;
+/// Most headers of a response; handlers set a handful.
+const MAX_RESPONSE_HEADERS: usize = 32;
 
 /// The request as tiny_http gets it, up to where the body begins. No header of the peer's is passed on:
 /// handlers need none.
@@ -85,12 +85,12 @@ impl Pool {
 
     fn open(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.path)?;
-        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
+        stream.set_write_timeout(Some(RESPONSE_TIMEOUT))?;
         Ok(stream)
     }
 
-    /// Sends a request and reads its answer whole; the connection is free again before a byte of it
+    /// Sends a request and reads its response whole; the connection is free again before a byte of it
     /// goes to the peer. A request is not sent twice: the handler may have acted on it.
     ///
     /// # Errors
@@ -105,10 +105,10 @@ impl Pool {
         };
         let mut borrowed = Borrowed { pool: self, stream: None };
         let mut stream = free.map_or_else(|| self.open(), Ok).map_err(|error| failed(&error))?;
-        let answered =
+        let response =
             ask(&mut stream, &request, to_head_request).map_err(|error| failed(&error))?;
         borrowed.stream = Some(stream);
-        Ok(answered)
+        Ok(response)
     }
 }
 
@@ -129,7 +129,7 @@ impl Drop for Borrowed<'_> {
     }
 }
 
-/// An answer of tiny_http, complete and ready to be passed on.
+/// A response of tiny_http, complete and ready to be passed on.
 #[derive(Debug)]
 pub(super) struct RestResponse {
     bytes: Vec<u8>,
@@ -152,10 +152,10 @@ impl RestResponse {
 
 fn ask(stream: &mut UnixStream, request: &[u8], to_head_request: bool) -> io::Result<RestResponse> {
     stream.write_all(request)?;
-    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let deadline = Instant::now() + RESPONSE_TIMEOUT;
     let mut bytes = Vec::new();
     let head = loop {
-        read_more(stream, &mut bytes, ANSWER_BYTES, deadline)?;
+        read_more(stream, &mut bytes, RESPONSE_BYTES, deadline)?;
         if let Some(head) = ResponseHead::parse(&bytes)? {
             break head;
         }
@@ -167,11 +167,11 @@ fn ask(stream: &mut UnixStream, request: &[u8], to_head_request: bool) -> io::Re
     let body = if to_head_request { 0 } else { head.content_length };
     let whole = head.length.saturating_add(body);
     while bytes.len() < whole {
-        let most = (whole - bytes.len()).min(ANSWER_CHUNK_BYTES);
+        let most = (whole - bytes.len()).min(RESPONSE_CHUNK_BYTES);
         read_more(stream, &mut bytes, most, deadline)?;
     }
     if bytes.len() > whole {
-        return Err(io::Error::other("the answer is longer than its Content-Length"));
+        return Err(io::Error::other("the response is longer than its Content-Length"));
     }
     Ok(RestResponse { bytes, head_length: head.length })
 }
@@ -203,7 +203,7 @@ struct ResponseHead {
 
 impl ResponseHead {
     fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_ANSWER_HEADERS];
+        let mut headers = [httparse::EMPTY_HEADER; MAX_RESPONSE_HEADERS];
         let mut response = httparse::Response::new(&mut headers);
         let Status::Complete(length) = response.parse(bytes).map_err(io::Error::other)? else {
             return Ok(None);
@@ -213,7 +213,7 @@ impl ResponseHead {
             .iter()
             .find(|header| header.name.eq_ignore_ascii_case("content-length"))
             .and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok())
-            .ok_or_else(|| io::Error::other("the answer has no Content-Length"))?;
+            .ok_or_else(|| io::Error::other("the response has no Content-Length"))?;
         Ok(Some(Self { status: response.code.unwrap_or_default(), length, content_length }))
     }
 

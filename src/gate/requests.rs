@@ -199,13 +199,12 @@ impl Requests<'_> {
 
     /// Responds by the head alone, or reads the body, has tiny_http answer, and passes that on.
     fn request(&self, head: &Head, incoming: &mut Incoming<'_>) -> Next {
-        let close = self.closes(head);
         let caller = match self.context.guard.check(head, self.number, self.peer) {
             Ok(caller) => caller,
             Err(response) => {
                 // A body that was announced is not read: behind it no other request is found.
                 let has_body = head.content_length().is_some_and(|length| length > 0);
-                return self.respond(Some(head), response, close || has_body);
+                return self.respond(Some(head), response, has_body || self.closes(head));
             }
         };
         let request = forward::request(head, self.peer, self.number, caller.as_ref());
@@ -214,8 +213,7 @@ impl Requests<'_> {
                 for (name, value) in self.cors_headers(Some(head)) {
                     response.add_header(name, &value);
                 }
-                // Draining may have begun in between.
-                let close = close || self.is_draining();
+                let close = self.closes(head);
                 if close {
                     response.add_header("Connection", "close");
                 }
@@ -236,7 +234,7 @@ impl Requests<'_> {
         // The guard has checked that it is at most MAX_BODY_SIZE.
         let length = head.content_length().and_then(|length| usize::try_from(length).ok());
         let running = self.context.shutdown.begin_request();
-        // What is served while draining publishes nothing, and is not waited for.
+        // `/health` is served all the same, and nobody waits for it.
         if running.is_none() && self.turned_away(head).is_some() {
             return Err(shutting_down().into());
         }
