@@ -142,6 +142,13 @@ impl Permits {
         state.regular.taken + state.reserve.taken + state.ending
     }
 
+    /// Connections that may be evicted.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        let state = self.lock();
+        state.regular.waiting.len() + state.reserve.waiting.len()
+    }
+
     /// Nothing panics while it holds the lock, so what it guards is whole.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
