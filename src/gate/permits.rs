@@ -70,7 +70,7 @@ impl State {
         if is_reserve { &mut self.reserve } else { &mut self.regular }
     }
 
-    fn find(&mut self, is_reserve: bool) -> Option<Found> {
+    fn take_or_evict(&mut self, is_reserve: bool) -> Option<Found> {
         if self.class(is_reserve).take_free() {
             return Some(Found { is_reserve, evicted: None });
         }
@@ -118,14 +118,14 @@ impl Permits {
         let mut state = self.lock();
         let mut deadline = None;
         let found = loop {
-            if let Some(found) = state.find(false) {
+            if let Some(found) = state.take_or_evict(false) {
                 break Some(found);
             }
             // A thread that starts may find no head, and its connection be evicted then.
             let now = Instant::now();
             let deadline = *deadline.get_or_insert(now + TAKE_TIMEOUT);
             if !state.is_about_to_change() || now >= deadline {
-                break state.find(true);
+                break state.take_or_evict(true);
             }
             state.is_acceptor_waiting = true;
             let waited = self.changed.wait_timeout(state, deadline - now);
