@@ -125,7 +125,7 @@ pub enum Event {
     /// Close everything: no new place, Close 1001 behind what is queued. The sender is dropped when
     /// the last connection has ended.
     Shutdown(crossbeam_channel::Sender<Infallible>),
-    /// DisconnectReason the hub's loop; everyone else has ended.
+    /// End the hub's loop; everyone else has ended.
     Stop,
 }
 

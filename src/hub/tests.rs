@@ -13,7 +13,9 @@ use proptest::prelude::*;
 
 use super::socket::Activity;
 use super::*;
-use crate::protocol::{frame_payload, text_frame};
+use crate::auth::Identity;
+use crate::protocol::close::Close;
+use crate::protocol::{Room, frame_payload, text_frame};
 use crate::runtime::channel;
 
 /// A peer that takes `room` bytes, then pushes back.
@@ -527,7 +529,7 @@ enum Step {
     Join(usize, u8),
     Leave(usize, u8),
     Broadcast(usize, u8),
-    DisconnectReason(usize),
+    End(usize),
     Flush,
 }
 
@@ -536,7 +538,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Join(c, r)),
         2 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Leave(c, r)),
         6 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Broadcast(c, r)),
-        1 => (0..5_usize).prop_map(Step::DisconnectReason),
+        1 => (0..5_usize).prop_map(Step::End),
         1 => Just(Step::Flush),
     ];
     prop::collection::vec(step, 0..120)
@@ -576,7 +578,7 @@ proptest! {
                         }
                     }
                 }
-                Step::DisconnectReason(c) => {
+                Step::End(c) => {
                     bench.hub.flush();
                     bench.hub.handle(Event::ReaderEnded(clients[c].key));
                     members.values_mut().for_each(|set| { set.remove(&c); });
