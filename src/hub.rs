@@ -37,11 +37,11 @@ use socket::Socket;
 use stats::MessageKind;
 pub use stats::{Buckets, Stats};
 
-use crate::auth::Identity;
+use crate::auth::{Identity, Role};
 use crate::config::{Config, FLUSH_FRAMES, HUB_QUEUE, TICK};
 use crate::protocol::close::Close;
 use crate::protocol::{
-    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
+    ErrorCode, Id, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
 };
 use crate::runtime::channel::{Receiver, Sender};
 use crate::runtime::clock::Moment;
@@ -117,7 +117,7 @@ pub struct Hub {
     outlets: Outlets,
     connections: Connections,
     rooms: Groups<Room>,
-    users: Groups<Arc<str>>,
+    users: Groups<Id>,
     stats: Stats,
     writers: usize,
     /// Set by the shutdown, and dropped with the last connection.
@@ -305,7 +305,7 @@ impl Hub {
         if self.shutting_down {
             return Err(Refusal::ShuttingDown);
         }
-        let user: Arc<str> = identity.user_id.as_str().into();
+        let user = identity.user_id.clone();
         let here = self.users.key(&user).map_or(0, |group| self.users.members(group).len());
         let cap = self.limits.connections_per_user;
         if cap != 0 && here >= cap {
@@ -495,7 +495,7 @@ impl Hub {
             Target::Everyone => connections.append_where(frame, |_| true),
             Target::Admins => connections.append_where(frame, Identity::is_admin),
             Target::Seller(id) => connections.append_where(frame, |identity| {
-                identity.role == "seller" && identity.seller_id.as_deref() == Some(&**id)
+                identity.role == Role::Seller && identity.seller_id.as_ref() == Some(id)
             }),
         };
         self.stats.fan_out.observe(reached as f64);
@@ -509,7 +509,7 @@ impl Hub {
             .slots
             .values()
             .filter(|c| c.state == State::Open)
-            .filter(|c| query.user.as_ref().is_none_or(|user| *user == c.identity.user_id))
+            .filter(|c| query.user.as_ref().is_none_or(|user| c.identity.user_id == **user))
             .filter(|c| room.is_none_or(|room| room.is_some_and(|key| c.rooms.contains_key(&key))))
             .collect();
         matching.sort_unstable_by_key(|connection| connection.number);
