@@ -17,11 +17,11 @@ use super::outbox::{BacklogLimits, Flush};
 use super::socket::Socket;
 use super::stats::{MessageKind, Stats};
 use super::{Limits, Outlets, WriterJob};
-use crate::auth::Identity;
+use crate::auth::{Identity, Role};
 use crate::config::FLUSH_FRAMES;
 use crate::protocol::close::Close;
 use crate::protocol::{
-    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
+    ErrorCode, Id, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
 };
 use crate::runtime::channel::Sender;
 use crate::runtime::clock::Moment;
@@ -32,7 +32,7 @@ pub struct Hub {
     pub(super) outlets: Outlets,
     pub(super) connections: Connections,
     pub(super) rooms: Groups<Room>,
-    pub(super) users: Groups<Arc<str>>,
+    pub(super) users: Groups<Id>,
     pub(super) stats: Stats,
     pub(super) writers: usize,
     /// Set by the shutdown, and dropped with the last connection.
@@ -188,7 +188,7 @@ impl Hub {
         if self.shutting_down {
             return Err(Refusal::ShuttingDown);
         }
-        let user: Arc<str> = identity.user_id.as_str().into();
+        let user = identity.user_id.clone();
         let here = self.users.key(&user).map_or(0, |group| self.users.members(group).len());
         let cap = self.limits.connections_per_user;
         if cap != 0 && here >= cap {
@@ -378,7 +378,7 @@ impl Hub {
             Target::Everyone => connections.append_where(frame, |_| true),
             Target::Admins => connections.append_where(frame, Identity::is_admin),
             Target::Seller(id) => connections.append_where(frame, |identity| {
-                identity.role == "seller" && identity.seller_id.as_deref() == Some(&**id)
+                identity.role == Role::Seller && identity.seller_id.as_ref() == Some(id)
             }),
         };
         self.stats.fan_out.observe(reached as f64);

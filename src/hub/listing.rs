@@ -16,7 +16,7 @@ impl Hub {
             .slots
             .values()
             .filter(|c| c.state == State::Open)
-            .filter(|c| query.user.as_ref().is_none_or(|user| *user == c.identity.user_id))
+            .filter(|c| query.user.as_ref().is_none_or(|user| c.identity.user_id == **user))
             .filter(|c| room.is_none_or(|room| room.is_some_and(|key| c.rooms.contains_key(&key))))
             .collect();
         matching.sort_unstable_by_key(|connection| connection.number);

@@ -15,7 +15,7 @@ use super::socket::Activity;
 use super::*;
 use crate::auth::Identity;
 use crate::protocol::close::Close;
-use crate::protocol::{Room, frame_payload, text_frame};
+use crate::protocol::{Id, Room, frame_payload, text_frame};
 use crate::runtime::channel;
 
 /// A peer that takes `room` bytes, then pushes back.
@@ -121,9 +121,9 @@ fn limits() -> Limits {
 
 fn identity(user: &str, role: &str) -> Arc<Identity> {
     Arc::new(Identity {
-        user_id: user.into(),
+        user_id: Id::parse(user).unwrap(),
         role: role.into(),
-        seller_id: (role == "seller").then(|| "5".into()),
+        seller_id: (role == "seller").then(|| Id::parse("5").unwrap()),
         client_id: None,
         expires_at: UNIX_EPOCH + Duration::from_secs(1000),
     })
@@ -276,11 +276,13 @@ fn notifications_reach_whom_they_are_for_and_count_them() {
     let mut bench = Bench::new();
     let (a1, a2) = (bench.connect("a", ""), bench.connect("a", "seller"));
     let admin = bench.connect("b", "admin");
-    assert_eq!(bench.notify(Target::User("a".into()), "user"), 2);
-    assert_eq!(bench.notify(Target::User("nobody".into()), "user"), 0);
+    assert_eq!(bench.notify(Target::User(Id::parse("a").unwrap()), "user"), 2);
+    assert_eq!(bench.notify(Target::User(Id::parse("nobody").unwrap()), "user"), 0);
     assert_eq!(bench.notify(Target::Room(Room::admins()), "room"), 1);
     assert_eq!(bench.notify(Target::Everyone, "all"), 3);
-    for (target, text) in [(Target::Admins, "admins"), (Target::Seller("5".into()), "seller")] {
+    for (target, text) in
+        [(Target::Admins, "admins"), (Target::Seller(Id::parse("5").unwrap()), "seller")]
+    {
         bench.hub.handle(Event::Remote(Delivery { target, frame: text_frame(text) }));
     }
     bench.hub.flush();
