@@ -10,6 +10,7 @@ mod connection;
 pub mod event;
 mod groups;
 mod outbox;
+pub mod rates;
 pub mod socket;
 mod stats;
 
