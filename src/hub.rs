@@ -12,6 +12,7 @@ pub mod event;
 mod groups;
 mod listing;
 mod outbox;
+pub mod rates;
 pub mod socket;
 mod stats;
 
