@@ -55,8 +55,14 @@ impl Authorizer {
     }
 
     /// Whether this identity may join this room. With a backend it blocks up to [`BACKEND_TIMEOUT`](crate::config::BACKEND_TIMEOUT);
-    /// with rules it is instant.
-    pub fn may_join(&self, identity: &Identity, room: &Room) -> Verdict {
+    /// with rules it is instant. It
+    /// gives up, and says [`Verdict::Failed`], when `give_up` says that nobody waits for the answer any more.
+    pub fn may_join(
+        &self,
+        identity: &Identity,
+        room: &Room,
+        give_up: impl Fn() -> bool,
+    ) -> Verdict {
         match &self.0 {
             Judge::Rules(policy) => verdict(permits(*policy, identity, room)),
             // Admins are in this room from the connect on, whatever the backend thinks.
@@ -65,7 +71,7 @@ impl Authorizer {
             }
             // Encoded or not, a proxy may resolve the dots and ask for another path; no such id exists.
             Judge::Backend(_) if has_dot_segment(room) => Verdict::Denied,
-            Judge::Backend(backend) => backend.ask(&identity.user_id, room),
+            Judge::Backend(backend) => backend.ask(&identity.user_id, room, give_up),
         }
     }
 
@@ -111,6 +117,10 @@ mod tests {
         }
     }
 
+    fn never() -> bool {
+        false
+    }
+
     fn room(name: &str) -> Room {
         Room::parse(name).unwrap()
     }
@@ -120,8 +130,8 @@ mod tests {
         let authorizer = Authorizer::rules(RoomPolicy::Open);
         assert!(authorizer.is_local());
         assert!(authorizer.stats().is_none());
-        assert_eq!(authorizer.may_join(&identity(""), &room("lobby")), Verdict::Allowed);
-        assert_eq!(authorizer.may_join(&identity(""), &room("user-2")), Verdict::Denied);
+        assert_eq!(authorizer.may_join(&identity(""), &room("lobby"), never), Verdict::Allowed);
+        assert_eq!(authorizer.may_join(&identity(""), &room("user-2"), never), Verdict::Denied);
     }
 
     #[test]
@@ -129,12 +139,24 @@ mod tests {
         // Nothing listens there, so that a call fails.
         let authorizer = Authorizer::backend("http://127.0.0.1:1", &Threads::default()).unwrap();
         assert!(!authorizer.is_local());
-        assert_eq!(authorizer.may_join(&identity("admin"), &room("admins")), Verdict::Allowed);
-        assert_eq!(authorizer.may_join(&identity("client"), &room("admins")), Verdict::Failed);
-        assert_eq!(authorizer.may_join(&identity("admin"), &room("lobby")), Verdict::Failed);
+        assert_eq!(
+            authorizer.may_join(&identity("admin"), &room("admins"), never),
+            Verdict::Allowed
+        );
+        assert_eq!(
+            authorizer.may_join(&identity("client"), &room("admins"), never),
+            Verdict::Failed
+        );
+        assert_eq!(authorizer.may_join(&identity("admin"), &room("lobby"), never), Verdict::Failed);
         for name in ["order-.", "order-..", "seller-.", "seller-.."] {
-            assert_eq!(authorizer.may_join(&identity("admin"), &room(name)), Verdict::Denied);
+            assert_eq!(
+                authorizer.may_join(&identity("admin"), &room(name), never),
+                Verdict::Denied
+            );
         }
-        assert_eq!(authorizer.may_join(&identity("admin"), &room("order-...")), Verdict::Failed);
+        assert_eq!(
+            authorizer.may_join(&identity("admin"), &room("order-..."), never),
+            Verdict::Failed
+        );
     }
 }

@@ -42,10 +42,17 @@ pub const SOCKET_RECEIVE_BUFFER_BYTES: usize = 64 * KIB;
 /// Listen backlog: the standard library's 128 drops connects in a burst.
 pub const LISTEN_BACKLOG: i32 = 4096;
 
-/// Frames appended to outboxes before the hub flushes: bounds how long a large room delays another.
+/// Frames appended to outboxes before the hub flushes, while several publishers wait: bounds how long a
+/// large room delays another.
 pub const FLUSH_FRAMES: usize = 16_384;
-/// Events that wait for the hub; a full channel is the back-pressure on publishers.
-pub const HUB_QUEUE: usize = 4096;
+/// The same while one publisher has all to itself: a send that carries more frames costs each of them less.
+pub const LONE_FLUSH_FRAMES: usize = 65_536;
+/// Connections that have something appended before the hub flushes, while several publishers wait: each is
+/// a send, and all wait for the last.
+pub const FLUSH_SOCKETS: usize = 1024;
+/// Bytes appended, each frame counted once, before the hub flushes: a batch of large notifications goes out
+/// in parts, rather than being a backlog at every member at once.
+pub const FLUSH_BYTES: usize = 256 * KIB;
 /// How often the hub walks all connections for heartbeat, expiry and deadlines.
 pub const TICK: Duration = Duration::from_secs(1);
 /// How long a message may stay unfinished (fragments or bytes missing) before the peer is cut.
@@ -209,6 +216,10 @@ pub struct Config {
     pub max_writers: usize,
     /// `RATE_LIMIT`, `RATE_BURST`.
     pub rate_limit: RateLimit,
+    /// `RATE_BYTES`, default 64 KiB.
+    pub rate_bytes: usize,
+    /// `ROOM_RATE_BYTES`, default 1 MiB.
+    pub room_rate_bytes: usize,
     /// `SEND_QUEUE_FRAMES`, default 256: longest backlog, in frames.
     pub send_queue_frames: usize,
     /// `SEND_QUEUE_BYTES`, default 1 MiB: largest backlog; one frame always fits an empty one.
@@ -257,7 +268,9 @@ impl Config {
             max_rooms_per_client: 100,
             max_writers: 1024,
             rate_limit: RateLimit { per_second: 50, burst: 100 },
-            send_queue_frames: 256,
+            rate_bytes: 64 * KIB,
+            room_rate_bytes: MIB,
+            send_queue_frames: 16_384,
             send_queue_bytes: MIB,
             write_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(10),

@@ -4,6 +4,7 @@
 //! [`Hub::tick`] is its only clock. [`run`] feeds it from the channel. The core touches sockets and
 //! threads only through [`Socket`] and [`Outlets`], so tests drive it with memory.
 
+mod allowance;
 mod backlog;
 mod batch;
 mod connection;
@@ -13,29 +14,33 @@ mod groups;
 mod listing;
 mod outbox;
 pub mod rates;
+mod room_rates;
+mod rooms;
+mod schedule;
 pub mod socket;
 mod stats;
+mod users;
 
-use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use crossbeam_channel::RecvTimeoutError;
 
-pub use backlog::Drain;
+pub use backlog::{Drain, Drained, Step};
 pub use connection::DisconnectReason;
 pub use core::Hub;
 pub use event::{
     Broadcast, ConnectionKey, Counts, Delivery, Event, HubGone, HubHandle, ListQuery,
-    ListedConnection, Listing, Refusal, Target,
+    ListedConnection, Listing, Notify, Publisher, PublisherName, Refusal, Said, Target,
 };
 use socket::Socket;
 pub use stats::{Buckets, Stats};
 
-use crate::config::{Config, HUB_QUEUE, TICK};
+use crate::config::TICK;
 use crate::runtime::channel::Receiver;
 use crate::runtime::clock::Moment;
+use allowance::Budget;
 
 /// What [`backlog`] is built from; its model check puts loom's in the same place.
 mod sync {
@@ -43,90 +48,75 @@ mod sync {
     pub(super) use std::sync::atomic::{AtomicU64, Ordering};
 }
 
-/// The settings that the hub enforces.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// `MAX_CONNECTIONS_PER_USER`; 0 is off.
-    pub connections_per_user: usize,
-    /// `MAX_ROOMS_PER_CLIENT`.
-    pub rooms_per_client: usize,
-    /// `MAX_WRITERS`.
-    pub writers: usize,
-    /// `SEND_QUEUE_FRAMES`.
-    pub send_queue_frames: usize,
-    /// `SEND_QUEUE_BYTES`.
-    pub send_queue_bytes: usize,
-    /// `WRITE_TIMEOUT`.
-    pub write_timeout: Duration,
-    /// `PING_INTERVAL`.
-    pub ping_interval: Duration,
-}
+/// Events that the hub looks at before it serves: all that can be there, but not what comes meanwhile.
+const EVENTS_AT_ONCE: usize = 65_536;
 
-impl From<&Config> for Limits {
-    fn from(config: &Config) -> Self {
-        Self {
-            connections_per_user: config.max_connections_per_user,
-            rooms_per_client: config.max_rooms_per_client,
-            writers: config.max_writers,
-            send_queue_frames: config.send_queue_frames,
-            send_queue_bytes: config.send_queue_bytes,
-            write_timeout: config.write_timeout,
-            ping_interval: config.ping_interval,
-        }
-    }
-}
-
-/// A backlog for a writer thread to drain.
+/// A backlog for a writer to drain.
 pub struct WriterJob {
     /// The connection, for [`Event::WriterEnded`].
     pub key: ConnectionKey,
-    /// Its number, for the thread's name.
-    pub number: u64,
     /// Where to write.
     pub socket: Arc<dyn Socket>,
     /// What to write.
     pub drain: Drain,
 }
 
+/// The threads that drain backlogs; each job is answered by one [`Event::WriterEnded`].
+pub trait Writers: Send {
+    /// Queues a backlog, without waiting.
+    fn submit(&self, job: WriterJob);
+
+    /// Threads that run.
+    fn threads(&self) -> usize;
+
+    /// Backlogs that wait for a thread.
+    fn waiting(&self) -> usize;
+}
+
 /// Hands a frame of this instance to the broker, without waiting.
 pub type Publish = Box<dyn FnMut(&Target, &Bytes) + Send>;
-
-/// Starts a writer thread.
-pub type StartWriter = Box<dyn FnMut(WriterJob) -> io::Result<()> + Send>;
 
 /// Where the hub's effects go besides sockets.
 pub struct Outlets {
     /// To the broker.
     pub publish: Publish,
-    /// To a writer.
-    pub start_writer: StartWriter,
+    /// To the writers.
+    pub writers: Box<dyn Writers>,
 }
 
-/// The hub's loop: drains the channel until a flush is due, flushes, and ticks once a second, also
-/// under load. Ends at [`Event::Stop`].
+/// Tells those who wait for the hub that it has ended, also by a panic.
+struct EndOfHub(Arc<Budget>);
+
+impl Drop for EndOfHub {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// The hub's loop: looks at all that has come, serves what waits until a flush is due, flushes, and ticks
+/// once a second, also under load. Ends at [`Event::Stop`].
 pub fn run(mut hub: Hub, events: &Receiver<Event>) {
+    let _end = EndOfHub(Arc::clone(hub.budget()));
     let mut next_tick = Instant::now() + TICK;
     loop {
-        let first = events.recv_deadline(next_tick);
-        let start = Instant::now();
-        match first {
-            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-            Ok(event) => hub.handle(event),
-            Err(RecvTimeoutError::Timeout) => {}
+        if !hub.has_work() {
+            match events.recv_deadline(next_tick) {
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(event) => hub.accept(event),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
-        // Events that append nothing must not put off the flush either.
-        let mut waiting = events.try_iter().take(HUB_QUEUE);
-        while !hub.wants_flush()
-            && let Some(event) = waiting.next()
-        {
+        let start = Instant::now();
+        for event in events.try_iter().take(EVENTS_AT_ONCE) {
             if matches!(event, Event::Stop) {
                 return;
             }
-            hub.handle(event);
+            hub.accept(event);
         }
+        hub.serve();
         hub.flush();
         let now = Instant::now();
-        hub.stats.batch_seconds.observe((now - start).as_secs_f64());
+        hub.observe_iteration(now - start);
         if now >= next_tick {
             hub.tick(Moment::now(), SystemTime::now());
             next_tick = now + TICK;

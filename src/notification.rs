@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::config::{MAX_EVENT_BYTES, MAX_NOTIFICATION_BYTES};
-use crate::hub::{Delivery, HubGone, HubHandle, Target};
+use crate::hub::{Delivery, HubGone, HubHandle, PublisherName, Target};
 use crate::protocol::models::{Order, Product};
 use crate::protocol::{BadId, Id, Room, frame_payload, notification_frame};
 
@@ -144,8 +144,12 @@ impl NotificationService {
     ///
     /// # Errors
     /// [`NotifyError::HubGone`].
-    pub fn send_all(&self, deliveries: Vec<Delivery>) -> Result<Vec<usize>, NotifyError> {
-        Ok(self.hub.notify(deliveries)?)
+    pub fn send_all(
+        &self,
+        publisher: PublisherName,
+        deliveries: Vec<Delivery>,
+    ) -> Result<Vec<usize>, NotifyError> {
+        Ok(self.hub.notify(publisher, deliveries)?)
     }
 
     fn send(
@@ -155,7 +159,8 @@ impl NotificationService {
         data: &impl Serialize,
     ) -> Result<usize, NotifyError> {
         let data = serde_json::to_string(data).map_err(NotifyError::BadData)?;
-        let counts = self.send_all(vec![notification(target, event, &data)?])?;
+        let deliveries = vec![notification(target, event, &data)?];
+        let counts = self.send_all(PublisherName::Service, deliveries)?;
         Ok(counts.first().copied().unwrap_or(0))
     }
 }

@@ -1,43 +1,71 @@
-//! The pure core of the hub: [`Hub::handle`] takes one event, [`Hub::flush`] sends what that appended,
-//! [`Hub::tick`] is its only clock.
+//! The pure core of the hub: [`Hub::accept`] takes one event, [`Hub::serve`] serves what publishers said,
+//! [`Hub::flush`] sends what that appended, [`Hub::tick`] is its only clock.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use log::{debug, info};
+use log::info;
 use slotmap::SlotMap;
 
+use super::allowance::Budget;
 use super::batch::{FrameBatch, FrameNumber};
-use super::connection::{Clocks, Connection, DisconnectReason, Due, State};
-use super::event::{Broadcast, ConnectionKey, Delivery, Event, Refusal, Target};
-use super::groups::{GroupKey, Groups};
+use super::connection::{Audience, Clocks, Connection, DisconnectReason, Due, State};
+use super::event::{
+    Broadcast, ConnectionKey, Delivery, Event, HubHandle, Notify, Publisher, PublisherName,
+    Refusal, Said, Target,
+};
+use super::groups::Groups;
 use super::outbox::{BacklogLimits, Flush};
+use super::rates::{Pace, UserLimits};
+use super::room_rates::RoomRates;
+use super::rooms::Rooms;
+use super::schedule::{QUANTUM, Schedule};
 use super::socket::Socket;
 use super::stats::{MessageKind, Stats};
-use super::{Limits, Outlets, WriterJob};
+use super::users::UserTable;
+use super::{Outlets, WriterJob};
 use crate::auth::{Identity, Role};
-use crate::config::FLUSH_FRAMES;
+use crate::config::{Config, FLUSH_BYTES, FLUSH_FRAMES, FLUSH_SOCKETS, LONE_FLUSH_FRAMES};
 use crate::protocol::close::Close;
 use crate::protocol::{
-    ErrorCode, Id, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
+    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
 };
 use crate::runtime::channel::Sender;
-use crate::runtime::clock::Moment;
+use crate::runtime::clock::{Moment, uptime};
+
+/// Rooms that closed connections leave in one iteration of the loop: an admin may be in a million.
+const LEFT_AT_ONCE: usize = 1000;
+/// How often a client whose messages have no id is told that a room is over its rate.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// The pure core.
 pub struct Hub {
-    pub(super) limits: Limits,
+    pub(super) config: Arc<Config>,
     pub(super) outlets: Outlets,
+    /// For connections, whose [`Publisher`] it goes into, and for what waits in all.
+    handle: HubHandle,
     pub(super) connections: Connections,
-    pub(super) rooms: Groups<Room>,
-    pub(super) users: Groups<Id>,
+    pub(super) rooms: Rooms,
+    pub(super) audiences: Groups<Audience>,
+    users: UserTable,
+    room_rates: RoomRates,
+    schedule: Schedule<PublisherName, Work>,
+    /// Closed connections that have still to leave rooms.
+    leaving: VecDeque<ConnectionKey>,
     pub(super) stats: Stats,
-    pub(super) writers: usize,
     /// Set by the shutdown, and dropped with the last connection.
-    pub(super) closed: Option<crossbeam_channel::Sender<Infallible>>,
-    pub(super) shutting_down: bool,
+    closed: Option<crossbeam_channel::Sender<Infallible>>,
+    shutting_down: bool,
+}
+
+/// What waits in the schedule.
+enum Work {
+    Said { key: ConnectionKey, said: Said, taken: Option<usize> },
+    Notify { waiting: std::vec::IntoIter<Delivery>, counts: Vec<usize>, reply: Sender<Vec<usize>> },
+    Remote(Delivery),
 }
 
 /// The connections, and which of them have something to flush.
@@ -78,16 +106,6 @@ impl Connections {
         keys.iter().filter(|key| self.append(**key, frame)).count()
     }
 
-    fn append_where(&mut self, frame: Bytes, wanted: impl Fn(&Identity) -> bool) -> usize {
-        let keys: Vec<_> = self
-            .slots
-            .iter()
-            .filter(|(_, connection)| wanted(&connection.identity))
-            .map(|(key, _)| key)
-            .collect();
-        self.append_all(&keys, frame)
-    }
-
     fn mark_dirty(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.slots.get_mut(key).filter(|c| !c.dirty) {
             connection.dirty = true;
@@ -97,57 +115,167 @@ impl Connections {
 }
 
 impl Hub {
-    /// An empty hub.
-    pub fn new(limits: Limits, outlets: Outlets) -> Self {
+    /// An empty hub, whose events come through `handle`.
+    pub fn new(config: Arc<Config>, handle: HubHandle, outlets: Outlets) -> Self {
+        let limits = UserLimits {
+            messages: Pace::messages(config.rate_limit),
+            bytes: Pace::user_bytes(config.rate_bytes as u64),
+        };
         Self {
-            limits,
+            users: UserTable::new(limits, Arc::clone(handle.budget())),
+            room_rates: RoomRates::new(config.room_rate_bytes),
+            config,
             outlets,
+            handle,
             connections: Connections::default(),
-            rooms: Groups::default(),
-            users: Groups::default(),
+            rooms: Rooms::default(),
+            audiences: Groups::default(),
+            schedule: Schedule::default(),
+            leaving: VecDeque::new(),
             stats: Stats::default(),
-            writers: 0,
             closed: None,
             shutting_down: false,
         }
     }
 
-    /// Reacts to one event. Appended frames wait for [`Hub::flush`].
-    pub fn handle(&mut self, event: Event) {
+    /// Reacts to control at once; what a publisher says waits for [`Self::serve`], unless nothing waits
+    /// and it is little. Appended frames wait for [`Self::flush`].
+    pub fn accept(&mut self, event: Event) {
         match event {
             Event::Reserve { identity, number, reply } => {
-                answer(&reply, self.reserve(identity, number));
+                let reserved = self.reserve(identity, number);
+                answer(&reply, reserved);
             }
             Event::Register { key, socket, response } => self.register(key, socket, response),
-            Event::Release(key) => self.free(key),
-            Event::Join(key, room, id) => self.join(key, &room, id.as_ref()),
-            Event::Leave(key, room, id) => self.leave(key, &room, id.as_ref()),
-            Event::Broadcast(key, broadcast) => self.broadcast(key, broadcast),
-            Event::IsMember(key, room, reply) => answer(&reply, self.is_member(key, &room)),
-            Event::Refuse(key, code, id) => self.refuse(key, code, id.as_ref()),
-            Event::Ping(key, payload) => self.pong(key, &payload),
-            Event::Close(key, close) => self.close(key, close),
-            Event::ReaderEnded(key) => self.reader_ended(key),
             Event::WriterEnded { key, broken } => self.writer_ended(key, broken),
-            Event::Notify(deliveries, reply) => {
-                let counts = deliveries.into_iter().map(|delivery| self.notify(delivery)).collect();
-                answer(&reply, counts);
-            }
-            Event::Remote(delivery) => {
-                self.deliver(delivery);
-            }
             Event::Counts(reply) => answer(&reply, self.counts()),
             Event::List(query, reply) => answer(&reply, self.list(&query)),
             Event::Stats(reply) => answer(&reply, self.stats()),
             Event::Shutdown(closed) => self.shut_down(closed),
             // `run` has ended at it.
             Event::Stop => {}
+            Event::Said { key, said, taken } => self.publish(Work::Said { key, said, taken }, None),
+            Event::Notify(Notify { publisher, deliveries, reply }) => {
+                let counts = Vec::with_capacity(deliveries.len());
+                let waiting = deliveries.into_iter();
+                self.publish(Work::Notify { waiting, counts, reply }, Some(publisher));
+            }
+            Event::Remote(delivery) => {
+                let publisher = PublisherName::Broker(delivery.target.clone());
+                self.publish(Work::Remote(delivery), Some(publisher));
+            }
         }
     }
 
-    /// Whether so many frames are appended that others would wait too long behind them.
-    pub fn wants_flush(&self) -> bool {
-        self.connections.appended >= FLUSH_FRAMES
+    /// Schedules what a publisher says; a connection's publisher is known by its key.
+    fn publish(&mut self, work: Work, publisher: Option<PublisherName>) {
+        let mut rest = Some(work);
+        // Nobody is overtaken while nothing waits, and nobody waits long for so little.
+        while self.schedule.is_empty()
+            && (self.connections.appended as i64) < QUANTUM
+            && let Some(work) = rest
+        {
+            rest = self.perform(work).1;
+        }
+        let Some(work) = rest else { return };
+        let publisher = publisher.or_else(|| match &work {
+            Work::Said { key, .. } => {
+                self.connections.slots.get(*key).map(|c| PublisherName::of(&c.identity))
+            }
+            Work::Notify { .. } | Work::Remote(_) => None,
+        });
+        // A connection that is gone has nothing to say.
+        if let Some(publisher) = publisher {
+            self.schedule.push(&publisher, publisher.weight(), work);
+        }
+    }
+
+    /// Serves what waits, in turns, until a flush is due.
+    pub fn serve(&mut self) {
+        self.leave_rooms();
+        while !self.wants_flush()
+            && let Some(work) = self.schedule.next()
+        {
+            let (deliveries, rest) = self.perform(work);
+            if let Some(rest) = rest {
+                self.schedule.put_back(rest);
+            }
+            self.schedule.charge(deliveries);
+        }
+    }
+
+    /// Whether something waits for [`Self::serve`].
+    pub fn has_work(&self) -> bool {
+        !self.schedule.is_empty() || !self.leaving.is_empty()
+    }
+
+    /// The loop has looked at what came, served and flushed in so much time.
+    pub(super) fn observe_iteration(&mut self, time: Duration) {
+        self.stats.batch_seconds.observe(time.as_secs_f64());
+    }
+
+    /// What waits for the hub in all.
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        self.handle.budget()
+    }
+
+    /// Publishers that wait, and what they have queued.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.schedule.active(), self.schedule.len())
+    }
+
+    /// Does one piece of work; returns what it costs in deliveries, and what is left of it.
+    fn perform(&mut self, work: Work) -> (usize, Option<Work>) {
+        match work {
+            Work::Said { key, said, taken } => {
+                if let Some(bytes) = taken
+                    && let Some(connection) = self.connections.slots.get(key)
+                {
+                    connection.share.allowance.give_back(bytes);
+                }
+                (self.react(key, said).max(1), None)
+            }
+            Work::Notify { mut waiting, mut counts, reply } => {
+                let delivered = waiting.next().map(|delivery| self.notify(delivery));
+                counts.extend(delivered);
+                let cost = delivered.unwrap_or(0).max(1);
+                if waiting.as_slice().is_empty() {
+                    answer(&reply, counts);
+                    return (cost, None);
+                }
+                (cost, Some(Work::Notify { waiting, counts, reply }))
+            }
+            Work::Remote(delivery) => {
+                self.handle.broker().give_back(delivery.frame.len());
+                (self.deliver(&delivery.target, delivery.frame).max(1), None)
+            }
+        }
+    }
+
+    /// Reacts to what a connection says; returns the deliveries that it caused.
+    fn react(&mut self, key: ConnectionKey, said: Said) -> usize {
+        match said {
+            Said::Join(room, id) => self.join(key, &room, id.as_ref()),
+            Said::Leave(room, id) => self.leave(key, &room, id.as_ref()),
+            Said::Broadcast(broadcast) => return self.broadcast(key, broadcast),
+            Said::IsMember(room, reply) => answer(&reply, self.is_member(key, &room)),
+            Said::Refuse(code, id) => self.refuse(key, code, id.as_ref()),
+            Said::Ping(payload) => self.pong(key, &payload),
+            Said::Close(close) => self.close(key, close),
+            Said::Ended => self.reader_ended(key),
+        }
+        0
+    }
+
+    /// Whether so much is appended that others would wait too long behind it. Who publishes alone fills a
+    /// larger flush: a send that carries more frames costs each of them less.
+    fn wants_flush(&self) -> bool {
+        let Connections { appended, dirty, batch, .. } = &self.connections;
+        let is_shared = self.schedule.active() > 1;
+        let most_frames = if is_shared { FLUSH_FRAMES } else { LONE_FLUSH_FRAMES };
+        *appended >= most_frames
+            || batch.bytes() >= FLUSH_BYTES
+            || (is_shared && dirty.len() >= FLUSH_SOCKETS)
     }
 
     /// Sends what is appended, each dirty connection at once.
@@ -156,7 +284,7 @@ impl Hub {
         for key in dirty.drain(..) {
             self.flush_one(key);
         }
-        // Nothing that a flush does touches a connection, so the list's memory serves again.
+        // Nothing that a flush does marks a connection as dirty, so the list's memory serves again.
         self.connections.dirty = dirty;
         self.connections.batch.clear();
         self.stats.deliveries += self.connections.appended as u64;
@@ -165,8 +293,12 @@ impl Hub {
 
     /// Does what the clock makes due on every connection, and flushes.
     pub fn tick(&mut self, now: Moment, wall: SystemTime) {
-        let Limits { write_timeout, ping_interval, .. } = self.limits;
-        let clocks = Clocks { now, wall, write_timeout, ping_interval };
+        let clocks = Clocks {
+            now,
+            wall,
+            write_timeout: self.config.write_timeout,
+            ping_interval: self.config.ping_interval,
+        };
         let due: Vec<_> = self
             .connections
             .slots
@@ -176,42 +308,31 @@ impl Hub {
         for (key, due) in due {
             match due {
                 Due::Close(close) => self.close(key, close),
-                Due::Abort(end) => self.abort(key, end),
+                Due::Abort(reason) => self.abort(key, reason),
                 Due::Ping => self.ping(key, now),
                 Due::Flush => self.connections.mark_dirty(key),
             }
         }
+        self.users.forget_full(uptime());
+        self.room_rates.forget_full(uptime());
         self.flush();
     }
 
-    fn reserve(&mut self, identity: Arc<Identity>, number: u64) -> Result<ConnectionKey, Refusal> {
+    fn reserve(&mut self, identity: Arc<Identity>, number: u64) -> Result<Publisher, Refusal> {
         if self.shutting_down {
             return Err(Refusal::ShuttingDown);
         }
-        let user = identity.user_id.clone();
-        let here = self.users.key(&user).map_or(0, |group| self.users.members(group).len());
-        let cap = self.limits.connections_per_user;
+        let user = Audience::User(identity.user_id.clone());
+        let here = self.audiences.members(&user).len();
+        let cap = self.config.max_connections_per_user;
         if cap != 0 && here >= cap {
             return Err(Refusal::UserCap);
         }
-        let users = &mut self.users;
-        Ok(self.connections.slots.insert_with_key(|key| Connection {
-            number,
-            identity,
-            since: Moment::now(),
-            state: State::Reserved,
-            socket: None,
-            outbox: Default::default(),
-            dirty: false,
-            rooms: Default::default(),
-            user: users.insert(&user, key),
-            reader_ended: false,
-            writers: 0,
-            pinged: None,
-            end: None,
-            sent: 0,
-            received: 0,
-        }))
+        let share = self.users.enter(&identity.user_id);
+        let connection = Connection::reserved(number, identity, Arc::clone(&share));
+        let key = self.connections.slots.insert(connection);
+        self.listen(key, user);
+        Ok(Publisher::new(key, self.handle.clone(), share))
     }
 
     fn register(&mut self, key: ConnectionKey, socket: Arc<dyn Socket>, response: Bytes) {
@@ -219,7 +340,7 @@ impl Hub {
         let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
         };
-        let is_admin = connection.identity.is_admin();
+        let identity = Arc::clone(&connection.identity);
         connection.socket = Some(socket);
         connection.state = State::Open;
         if let Some(response) = response {
@@ -227,8 +348,14 @@ impl Hub {
             self.connections.mark_dirty(key);
         }
         self.stats.connects += 1;
-        if is_admin {
-            self.enter(key, &Room::admins());
+        self.listen(key, Audience::Everyone);
+        match (&identity.role, &identity.seller_id) {
+            (Role::Admin, _) => {
+                self.listen(key, Audience::Admins);
+                self.enter(key, &Room::admins());
+            }
+            (Role::Seller, Some(id)) => self.listen(key, Audience::Seller(id.clone())),
+            _ => {}
         }
         if self.shutting_down {
             self.close(key, Close::GoingAway);
@@ -236,11 +363,11 @@ impl Hub {
     }
 
     fn join(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
-        let limit = self.limits.rooms_per_client;
-        let is_member = self.is_member(key, room);
+        let limit = self.config.max_rooms_per_client;
         let Some(connection) = self.received(key, MessageKind::Join) else {
             return;
         };
+        let is_member = connection.rooms.contains_key(room);
         let full = connection.rooms.len() >= limit && !connection.identity.is_admin();
         if full && !is_member {
             return self.send(key, error_frame(ErrorCode::TooManyRooms, id));
@@ -252,27 +379,51 @@ impl Hub {
     }
 
     fn leave(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
-        let group = self.rooms.key(room);
         let Some(connection) = self.received(key, MessageKind::Leave) else {
             return;
         };
-        let place = group.and_then(|group| Some((group, connection.rooms.remove(&group)?)));
-        if let Some((group, position)) = place {
-            self.vacate(group, position);
+        if let Some(position) = connection.rooms.remove(room) {
+            self.vacate(room, position);
         }
         self.reply(key, Reply::Left, room, id);
     }
 
-    fn broadcast(&mut self, key: ConnectionKey, broadcast: Broadcast) {
+    fn broadcast(&mut self, key: ConnectionKey, broadcast: Broadcast) -> usize {
         let Broadcast { room, frame, permitted, id } = broadcast;
-        if self.received(key, MessageKind::Broadcast).is_none() {
-            return;
-        }
+        let Some(connection) = self.received(key, MessageKind::Broadcast) else {
+            return 0;
+        };
+        let is_backend = connection.identity.role.may_call_api();
         if !permitted && !self.is_member(key, &room) {
-            return self.send(key, error_frame(ErrorCode::NotAuthorized, id.as_ref()));
+            self.send(key, error_frame(ErrorCode::NotAuthorized, id.as_ref()));
+            return 0;
         }
-        self.notify(Delivery { target: Target::Room(room.clone()), frame });
+        if !is_backend && !self.room_rates.take(&room, uptime(), frame.len()) {
+            self.over_room_rate(key, id.as_ref());
+            return 0;
+        }
+        let target = Target::Room(room.clone());
+        (self.outlets.publish)(&target, &frame);
+        let reached = self.deliver(&target, frame);
         self.reply(key, Reply::Sent, &room, id.as_ref());
+        reached
+    }
+
+    /// With an id it is always told, else once a second.
+    fn over_room_rate(&mut self, key: ConnectionKey, id: Option<&MessageId>) {
+        self.stats.room_limited += 1;
+        let now = Moment::now();
+        let Some(connection) = self.connections.open(key) else {
+            return;
+        };
+        let is_due = connection.told_of_room_rate.is_none_or(|told| now.since(told) >= TOLD_EVERY);
+        if id.is_none() {
+            if !is_due {
+                return;
+            }
+            connection.told_of_room_rate = Some(now);
+        }
+        self.send(key, error_frame(ErrorCode::RateLimited, id));
     }
 
     fn refuse(&mut self, key: ConnectionKey, code: ErrorCode, id: Option<&MessageId>) {
@@ -305,26 +456,26 @@ impl Hub {
         };
         connection.outbox.append(frame);
         connection.state = State::Closing;
-        connection.end = Some(DisconnectReason::Closed(close));
+        connection.reason = Some(DisconnectReason::Closed(close));
         self.connections.mark_dirty(key);
         self.leave_all(key);
     }
 
-    /// Ends a connection at once: its threads wake and end.
-    fn abort(&mut self, key: ConnectionKey, end: DisconnectReason) {
+    /// Ends a connection at once: its threads wake and end, and the kernel keeps nothing of it.
+    fn abort(&mut self, key: ConnectionKey, reason: DisconnectReason) {
         let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
         };
         if let Some(socket) = &connection.socket {
-            socket.shutdown(std::net::Shutdown::Both);
+            socket.abort();
         }
         let unsent = connection.outbox.len();
         if unsent > 0 {
-            *self.stats.dropped.entry(end.label()).or_default() += unsent;
+            *self.stats.dropped.entry(reason.label()).or_default() += unsent;
         }
         connection.outbox.clear();
         connection.state = State::Aborted;
-        connection.end.get_or_insert(end);
+        connection.reason.get_or_insert(reason);
         self.leave_all(key);
     }
 
@@ -343,16 +494,15 @@ impl Hub {
     }
 
     fn writer_ended(&mut self, key: ConnectionKey, broken: bool) {
-        self.writers = self.writers.saturating_sub(1);
         let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
         };
         connection.writers = connection.writers.saturating_sub(1);
-        match connection.state {
-            _ if broken => self.abort(key, DisconnectReason::Gone),
+        if broken {
+            self.abort(key, DisconnectReason::Gone);
+        } else if matches!(connection.state, State::Draining(_)) && connection.outbox.is_drained() {
             // The Close frame was the last of the backlog.
-            State::Draining(_) if connection.writers == 0 => connection.shut_write(),
-            _ => {}
+            connection.shut_write();
         }
         self.free_if_ended(key);
     }
@@ -360,27 +510,18 @@ impl Hub {
     /// Hands over to the other instances, and delivers here.
     fn notify(&mut self, delivery: Delivery) -> usize {
         (self.outlets.publish)(&delivery.target, &delivery.frame);
-        self.deliver(delivery)
+        self.deliver(&delivery.target, delivery.frame)
     }
 
-    fn deliver(&mut self, delivery: Delivery) -> usize {
-        let Delivery { target, frame } = delivery;
-        let connections = &mut self.connections;
-        let reached = match &target {
-            Target::Room(room) => match self.rooms.key(room) {
-                Some(group) => connections.append_all(self.rooms.members(group), frame),
-                None => 0,
-            },
-            Target::User(user) => match self.users.key(user) {
-                Some(group) => connections.append_all(self.users.members(group), frame),
-                None => 0,
-            },
-            Target::Everyone => connections.append_where(frame, |_| true),
-            Target::Admins => connections.append_where(frame, Identity::is_admin),
-            Target::Seller(id) => connections.append_where(frame, |identity| {
-                identity.role == Role::Seller && identity.seller_id.as_ref() == Some(id)
-            }),
+    fn deliver(&mut self, target: &Target, frame: Bytes) -> usize {
+        let members = match target {
+            Target::Room(room) => self.rooms.members(room),
+            Target::User(id) => self.audiences.members(&Audience::User(id.clone())),
+            Target::Seller(id) => self.audiences.members(&Audience::Seller(id.clone())),
+            Target::Admins => self.audiences.members(&Audience::Admins),
+            Target::Everyone => self.audiences.members(&Audience::Everyone),
         };
+        let reached = self.connections.append_all(members, frame);
         self.stats.fan_out.observe(reached as f64);
         reached
     }
@@ -415,37 +556,78 @@ impl Hub {
     }
 
     fn is_member(&self, key: ConnectionKey, room: &Room) -> bool {
-        let joined = self.connections.slots.get(key).map(|connection| &connection.rooms);
-        self.rooms.key(room).zip(joined).is_some_and(|(group, joined)| joined.contains_key(&group))
+        self.connections.slots.get(key).is_some_and(|c| c.rooms.contains_key(room))
     }
 
     fn enter(&mut self, key: ConnectionKey, room: &Room) {
-        let (group, position) = self.rooms.insert(room, key);
+        let position = self.rooms.insert(room, key);
         if let Some(connection) = self.connections.slots.get_mut(key) {
-            connection.rooms.insert(group, position);
+            connection.rooms.insert(room.clone(), position);
         }
     }
 
+    /// Adds a connection to an audience.
+    fn listen(&mut self, key: ConnectionKey, audience: Audience) {
+        let position = self.audiences.insert(&audience, key);
+        if let Some(connection) = self.connections.slots.get_mut(key) {
+            connection.audiences.push((audience, position));
+        }
+    }
+
+    /// Takes a connection that no longer counts out of all rooms and audiences, but for that of its user,
+    /// whose cap it still counts for until its threads have ended.
     fn leave_all(&mut self, key: ConnectionKey) {
-        let rooms = self.connections.slots.get_mut(key).map(|c| std::mem::take(&mut c.rooms));
-        for (group, position) in rooms.into_iter().flatten() {
-            self.vacate(group, position);
+        while let Some((audience, position)) =
+            self.connections.slots.get_mut(key).and_then(Connection::leave_audience)
+        {
+            self.fall_silent(&audience, position);
+        }
+        self.leaving.push_back(key);
+        self.leave_rooms();
+    }
+
+    /// Goes on with the rooms that closed connections have still to leave.
+    fn leave_rooms(&mut self) {
+        for _ in 0..LEFT_AT_ONCE {
+            let Some(key) = self.leaving.front().copied() else { return };
+            let room = self
+                .connections
+                .slots
+                .get_mut(key)
+                .and_then(|connection| connection.rooms.pop_first());
+            match room {
+                Some((room, position)) => self.vacate(&room, position),
+                None => {
+                    self.leaving.pop_front();
+                    self.free_if_ended(key);
+                }
+            }
         }
     }
 
     /// Takes a place in a room away, and tells the member that moved into it.
-    fn vacate(&mut self, group: GroupKey, position: usize) {
-        if let Some(moved) = self.rooms.remove(group, position)
+    fn vacate(&mut self, room: &Room, position: usize) {
+        if let Some(moved) = self.rooms.remove(room, position)
+            && let Some(connection) = self.connections.slots.get_mut(moved.member)
+            && let Some(position) = connection.rooms.get_mut(room)
+        {
+            *position = moved.position;
+        }
+    }
+
+    /// Takes a place in an audience away, and tells the connection that moved into it.
+    fn fall_silent(&mut self, audience: &Audience, position: usize) {
+        if let Some(moved) = self.audiences.remove(audience, position)
             && let Some(connection) = self.connections.slots.get_mut(moved.member)
         {
-            connection.rooms.insert(group, moved.position);
+            connection.moved_in_audience(audience, moved.position);
         }
     }
 
     fn flush_one(&mut self, key: ConnectionKey) {
         let limits = BacklogLimits {
-            frames: self.limits.send_queue_frames as u64,
-            bytes: self.limits.send_queue_bytes as u64,
+            frames: self.config.send_queue_frames as u64,
+            bytes: self.config.send_queue_bytes as u64,
         };
         let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
@@ -460,47 +642,20 @@ impl Hub {
         let Some(socket) = &connection.socket else {
             return;
         };
-        match connection.outbox.flush(&mut self.connections.batch, &**socket, limits) {
-            Flush::Sent if closing => {
-                connection.state = State::Draining(Moment::now());
-                connection.shut_write();
-            }
-            Flush::Sent => {}
-            Flush::Queued => self.queued(key),
+        let flush = connection.outbox.flush(&mut self.connections.batch, &**socket, limits);
+        if closing && !matches!(flush, Flush::Broken) {
+            connection.state = State::Draining(Moment::now());
+        }
+        match flush {
+            Flush::Sent if closing => connection.shut_write(),
+            Flush::Sent | Flush::Queued => {}
             Flush::Full(drain) => {
-                let (number, socket) = (connection.number, Arc::clone(socket));
-                self.start_writer(WriterJob { key, number, socket, drain });
+                connection.writers += 1;
+                let socket = Arc::clone(socket);
+                self.outlets.writers.submit(WriterJob { key, socket, drain });
             }
             Flush::OverLimit => self.abort(key, DisconnectReason::SlowConsumer),
             Flush::Broken => self.abort(key, DisconnectReason::Gone),
-        }
-    }
-
-    fn start_writer(&mut self, job: WriterJob) {
-        let key = job.key;
-        if self.writers >= self.limits.writers {
-            return self.abort(key, DisconnectReason::NoWriter);
-        }
-        if let Err(error) = (self.outlets.start_writer)(job) {
-            if let Some(Connection { number, identity, .. }) = self.connections.slots.get(key) {
-                debug!(conn = *number, user = identity.user_id, error:%; "no thread for a writer");
-            }
-            return self.abort(key, DisconnectReason::NoWriter);
-        }
-        self.writers += 1;
-        if let Some(connection) = self.connections.slots.get_mut(key) {
-            connection.writers += 1;
-        }
-        self.queued(key);
-    }
-
-    /// The writer has it now; behind a Close frame nothing more will come, so it may end.
-    fn queued(&mut self, key: ConnectionKey) {
-        if let Some(connection) = self.connections.slots.get_mut(key)
-            && connection.state == State::Closing
-        {
-            connection.outbox.end_backlog();
-            connection.state = State::Draining(Moment::now());
         }
     }
 
@@ -508,7 +663,8 @@ impl Hub {
         let ended = self.connections.slots.get(key).is_some_and(|connection| {
             connection.reader_ended
                 && connection.writers == 0
-                && matches!(connection.state, State::Draining(_) | State::Aborted)
+                && connection.rooms.is_empty()
+                && matches!(connection.state, State::Reserved | State::Draining(_) | State::Aborted)
         });
         if ended {
             self.free(key);
@@ -516,18 +672,16 @@ impl Hub {
     }
 
     fn free(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.slots.remove(key) else {
+        let Some(mut connection) = self.connections.slots.remove(key) else {
             return;
         };
-        let (group, position) = connection.user;
-        if let Some(moved) = self.users.remove(group, position)
-            && let Some(other) = self.connections.slots.get_mut(moved.member)
-        {
-            other.user = (group, moved.position);
+        for (audience, position) in connection.audiences.drain(..) {
+            self.fall_silent(&audience, position);
         }
-        if let Some(end) = connection.end {
-            *self.stats.disconnects.entry(end.label()).or_default() += 1;
-            connection.log_end(end);
+        self.users.leave(&connection.identity.user_id, uptime());
+        if let Some(reason) = connection.reason {
+            *self.stats.disconnects.entry(reason.label()).or_default() += 1;
+            connection.log_end(reason);
         }
         if self.connections.slots.is_empty() {
             self.closed = None;
@@ -542,11 +696,11 @@ impl Connection {
         }
     }
 
-    fn log_end(&self, end: DisconnectReason) {
+    fn log_end(&self, reason: DisconnectReason) {
         info!(
             conn = self.number,
             user = self.identity.user_id,
-            reason:% = end,
+            reason:% = reason,
             seconds = Moment::now().since(self.since).as_secs(),
             received = self.received,
             sent = self.sent;

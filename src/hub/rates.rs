@@ -6,9 +6,6 @@
 //! it further ahead of now than the burst allows. So a take is one compare-exchange, nothing has to run
 //! while time passes, and whoever has no entry has a full rate.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -18,10 +15,6 @@ const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
 /// A user may send the bytes of so many seconds at once.
 const BYTES_BURST_SECONDS: u64 = 4;
-
-/// Most users that one call of [`UserTable::forget_full`] looks at: more than connect in a second, so that
-/// the queue is worked off, and few enough for one or two milliseconds.
-const FORGOTTEN_AT_ONCE: usize = 10_000;
 
 /// So much a second, and so much at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +50,7 @@ impl Pace {
         Self { per_second, burst_nanos: cost(burst, per_second) }
     }
 
-    const fn is_off(self) -> bool {
+    pub(super) const fn is_off(self) -> bool {
         self.per_second == 0
     }
 
@@ -79,7 +72,7 @@ const fn cost(amount: u64, per_second: u64) -> u64 {
     }
 }
 
-fn nanos(now: Duration) -> u64 {
+pub(super) fn nanos(now: Duration) -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -98,6 +91,11 @@ impl OwnedRate {
         let next = pace.take(self.full_at, nanos(now), amount);
         self.full_at = next.unwrap_or(self.full_at);
         next.is_some()
+    }
+
+    /// Whether nothing is missing.
+    pub fn is_full(&self, now: Duration) -> bool {
+        self.full_at <= nanos(now)
     }
 }
 
@@ -187,7 +185,7 @@ impl UserRates {
     }
 
     /// When both rates are full, if nothing more is taken.
-    fn full_at(&self) -> u64 {
+    pub(super) fn full_at(&self) -> u64 {
         self.messages.full_at().max(self.bytes.full_at())
     }
 }
@@ -199,103 +197,6 @@ pub struct UserLimits {
     pub messages: Pace,
     /// `RATE_BYTES`.
     pub bytes: Pace,
-}
-
-/// The rates of the users who are here, and of those who left before theirs were full again: a new
-/// connection is no way to a new burst.
-#[derive(Debug)]
-pub struct UserTable {
-    limits: UserLimits,
-    users: HashMap<Arc<str>, User>,
-    /// Users to look at again, the earliest first; each is in it at most once.
-    leaving: BinaryHeap<Reverse<(u64, Arc<str>)>>,
-}
-
-#[derive(Debug)]
-struct User {
-    rates: Arc<UserRates>,
-    /// Places in the hub.
-    places: usize,
-    is_leaving: bool,
-}
-
-impl UserTable {
-    /// Without users.
-    pub fn new(limits: UserLimits) -> Self {
-        Self { limits, users: HashMap::new(), leaving: BinaryHeap::new() }
-    }
-
-    /// The user gets a place in the hub: its rates, as it left them.
-    pub fn enter(&mut self, user: &Arc<str>) -> Arc<UserRates> {
-        let limits = self.limits;
-        let user = self.users.entry(Arc::clone(user)).or_insert_with(|| User {
-            rates: Arc::new(UserRates::new(limits)),
-            places: 0,
-            is_leaving: false,
-        });
-        user.places += 1;
-        Arc::clone(&user.rates)
-    }
-
-    /// A place of the user is free again. With its last one it is forgotten as soon as its rates are full.
-    pub fn leave(&mut self, name: &str, now: Duration) {
-        let Some(user) = self.users.get_mut(name) else {
-            return;
-        };
-        user.places = user.places.saturating_sub(1);
-        // One that is on the queue already stays there, so that it is on it once only.
-        if user.places > 0 || user.is_leaving {
-            return;
-        }
-        let full_at = user.rates.full_at();
-        if full_at <= nanos(now) {
-            self.users.remove(name);
-        } else {
-            user.is_leaving = true;
-            self.leaving.push(Reverse((full_at, name.into())));
-        }
-    }
-
-    /// Forgets users without a place whose rates are full; for the hub's tick. The work of one call is
-    /// bounded, and what it leaves over waits for the next.
-    pub fn forget_full(&mut self, now: Duration) {
-        let now = nanos(now);
-        for _ in 0..FORGOTTEN_AT_ONCE {
-            if self.leaving.peek().is_none_or(|Reverse((due, _))| *due > now) {
-                break;
-            }
-            let Some(Reverse((_, name))) = self.leaving.pop() else {
-                break;
-            };
-            let Some(user) = self.users.get_mut(&name) else {
-                continue;
-            };
-            let full_at = user.rates.full_at();
-            if user.places > 0 {
-                user.is_leaving = false;
-            } else if full_at > now {
-                // It came back meanwhile, sent and left again.
-                self.leaving.push(Reverse((full_at, name)));
-            } else {
-                self.users.remove(&name);
-            }
-        }
-        // Many users for a moment do not hold their memory for ever.
-        if self.users.capacity() > 4 * self.users.len().max(256) {
-            self.users.shrink_to(2 * self.users.len());
-            self.leaving.shrink_to(2 * self.leaving.len());
-        }
-    }
-
-    /// Users with an entry.
-    pub fn len(&self) -> usize {
-        self.users.len()
-    }
-
-    /// Whether no user has an entry.
-    pub fn is_empty(&self) -> bool {
-        self.users.is_empty()
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,17 @@ use crossbeam_channel::{RecvTimeoutError, SendError, TryRecvError, TrySendError}
 
 /// A channel that holds `capacity` messages.
 pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
-    let (sender, messages) = crossbeam_channel::bounded(capacity);
+    over(crossbeam_channel::bounded(capacity))
+}
+
+/// A channel without a bound, for what is bounded otherwise.
+pub fn unbounded<T>() -> (Sender<T>, Receiver<T>) {
+    over(crossbeam_channel::unbounded())
+}
+
+fn over<T>(
+    (sender, messages): (crossbeam_channel::Sender<T>, crossbeam_channel::Receiver<T>),
+) -> (Sender<T>, Receiver<T>) {
     let sleeper = Arc::new(Sleeper::default());
     (
         Sender { messages: sender, waker: Waker(Arc::clone(&sleeper)) },

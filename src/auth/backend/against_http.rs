@@ -146,7 +146,7 @@ fn identity(user_id: &str) -> Identity {
 }
 
 fn may_join(authorizer: &Authorizer, user_id: &str, room: &str) -> Verdict {
-    authorizer.may_join(&identity(user_id), &Room::parse(room).unwrap())
+    authorizer.may_join(&identity(user_id), &Room::parse(room).unwrap(), || false)
 }
 
 #[test]

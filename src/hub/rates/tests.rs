@@ -4,7 +4,11 @@ use proptest::prelude::*;
 use std::thread;
 use std::time::Instant;
 
+use std::sync::Arc;
+
 use super::*;
+use crate::hub::users::{FORGOTTEN_AT_ONCE, UserTable};
+use crate::protocol::Id;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -13,6 +17,14 @@ fn limits(messages: u32, burst: u32, bytes: u64) -> UserLimits {
         messages: Pace::messages(RateLimit { per_second: messages, burst }),
         bytes: Pace::user_bytes(bytes),
     }
+}
+
+fn table_of(limits: UserLimits) -> UserTable {
+    UserTable::new(limits, Arc::default())
+}
+
+fn user(number: usize) -> Id {
+    Id::parse(&format!("u{number}")).unwrap()
 }
 
 /// Whether what passed (when, how much) keeps to the rate in every window. One nanosecond is for the
@@ -77,9 +89,9 @@ proptest! {
         messages in messages(),
         reconnects in prop::collection::vec(any::<bool>(), 80),
     ) {
-        let mut table = UserTable::new(limits(per_second, burst, bytes));
-        let name = "u1".into();
-        let mut rates = table.enter(&name);
+        let mut table = table_of(limits(per_second, burst, bytes));
+        let name = user(1);
+        let mut share = table.enter(&name);
         let (mut now, mut passed) = (0, Vec::new());
         for ((pause, size), reconnect) in messages.into_iter().zip(reconnects) {
             now += pause;
@@ -87,9 +99,9 @@ proptest! {
             if reconnect {
                 table.leave(&name, at);
                 table.forget_full(at);
-                rates = table.enter(&name);
+                share = table.enter(&name);
             }
-            if rates.take(at, size) {
+            if share.rates.take(at, size) {
                 passed.push((now, size as u64));
             }
             prop_assert!(table.leaving.len() <= 1);
@@ -99,7 +111,7 @@ proptest! {
         prop_assert!(keeps_to(&passed, bytes, BYTES_BURST_SECONDS * bytes));
         table.leave(&name, Duration::from_nanos(now));
         table.forget_full(Duration::MAX);
-        prop_assert!(table.is_empty() && table.leaving.is_empty());
+        prop_assert!(table.users.is_empty() && table.leaving.is_empty());
     }
 
     #[test]
@@ -228,46 +240,46 @@ fn undone_is_what_nobody_took_after() {
 
 #[test]
 fn users_are_forgotten_in_order_and_a_bounded_number_at_once() {
-    let mut table = UserTable::new(limits(1, 10, 0));
-    let names: Vec<Arc<str>> = (0..3).map(|n| format!("u{n}").into()).collect();
+    let mut table = table_of(limits(1, 10, 0));
+    let names: Vec<_> = (0..3).map(user).collect();
     for (n, name) in names.iter().enumerate() {
-        let rates = table.enter(name);
-        assert!((0..3 - n).all(|_| rates.take(SECOND, 1)));
+        let share = table.enter(name);
+        assert!((0..3 - n).all(|_| share.rates.take(SECOND, 1)));
         table.leave(name, SECOND);
     }
     for left in (0..=3).rev() {
-        assert_eq!(table.len(), left);
+        assert_eq!(table.users.len(), left);
         table.forget_full(SECOND * (5 - u32::try_from(left).unwrap()));
     }
     let idle = table.enter(&names[0]);
     table.leave(&names[0], SECOND * 9);
-    assert!(table.is_empty(), "one with full rates is forgotten at once");
+    assert!(table.users.is_empty(), "one with full rates is forgotten at once");
     drop(idle);
 
     for n in 0..FORGOTTEN_AT_ONCE + 5 {
-        let name = format!("u{n}").into();
-        assert!(table.enter(&name).take(SECOND * 9, 1));
+        let name = user(n);
+        assert!(table.enter(&name).rates.take(SECOND * 9, 1));
         table.leave(&name, SECOND * 9);
     }
     table.forget_full(SECOND * 20);
-    assert_eq!(table.len(), 5);
+    assert_eq!(table.users.len(), 5);
     table.forget_full(SECOND * 20);
-    assert!(table.is_empty() && table.users.capacity() < 2048);
+    assert!(table.users.is_empty() && table.users.capacity() < 2048);
 }
 
 #[test]
 fn who_is_here_again_is_not_forgotten() {
-    let mut table = UserTable::new(limits(1, 10, 0));
-    let name: Arc<str> = "u1".into();
+    let mut table = table_of(limits(1, 10, 0));
+    let name = user(1);
     let first = table.enter(&name);
-    assert!(first.take(SECOND, 1));
+    assert!(first.rates.take(SECOND, 1));
     table.leave(&name, SECOND);
     let second = table.enter(&name);
     assert!(Arc::ptr_eq(&first, &second));
     table.forget_full(SECOND * 9);
     assert!(Arc::ptr_eq(&first, &table.enter(&name)));
     table.leave(&name, SECOND * 9);
-    assert_eq!(table.len(), 1, "it has one place left");
+    assert_eq!(table.users.len(), 1, "it has one place left");
     table.leave(&name, SECOND * 9);
-    assert!(table.is_empty());
+    assert!(table.users.is_empty());
 }
