@@ -30,10 +30,11 @@ pub use connection::DisconnectReason;
 use connection::{Clocks, Connection, Due, State};
 pub use event::{
     Broadcast, ConnectionKey, Counts, Delivery, Event, HubGone, HubHandle, ListQuery,
-    ListedConnection, Listing, Refusal, Target,
+    ListedConnection, Listing, Place, Refusal, Target,
 };
 use groups::{GroupKey, Groups};
 use outbox::{BacklogLimits, Flush};
+use rates::{Pace, UserLimits, UserTable};
 use socket::Socket;
 use stats::MessageKind;
 pub use stats::{Buckets, Stats};
@@ -45,7 +46,7 @@ use crate::protocol::{
     ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
 };
 use crate::runtime::channel::{Receiver, Sender};
-use crate::runtime::clock::Moment;
+use crate::runtime::clock::{self, Moment};
 
 /// What [`backlog`] is built from; its model check puts loom's in the same place.
 mod sync {
@@ -70,6 +71,8 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// `PING_INTERVAL`.
     pub ping_interval: Duration,
+    /// What each user may send.
+    pub user: UserLimits,
 }
 
 impl From<&Config> for Limits {
@@ -82,6 +85,10 @@ impl From<&Config> for Limits {
             send_queue_bytes: config.send_queue_bytes,
             write_timeout: config.write_timeout,
             ping_interval: config.ping_interval,
+            user: UserLimits {
+                messages: Pace::messages(config.rate_limit),
+                bytes: Pace::user_bytes(config.rate_bytes as u64),
+            },
         }
     }
 }
@@ -119,6 +126,7 @@ pub struct Hub {
     connections: Connections,
     rooms: Groups<Room>,
     users: Groups<Arc<str>>,
+    user_rates: UserTable,
     stats: Stats,
     writers: usize,
     /// Set by the shutdown, and dropped with the last connection.
@@ -218,6 +226,7 @@ impl Hub {
     /// An empty hub.
     pub fn new(limits: Limits, outlets: Outlets) -> Self {
         Self {
+            user_rates: UserTable::new(limits.user),
             limits,
             outlets,
             connections: Connections::default(),
@@ -300,9 +309,10 @@ impl Hub {
             }
         }
         self.flush();
+        self.user_rates.forget_full(now.uptime());
     }
 
-    fn reserve(&mut self, identity: Arc<Identity>, number: u64) -> Result<ConnectionKey, Refusal> {
+    fn reserve(&mut self, identity: Arc<Identity>, number: u64) -> Result<Place, Refusal> {
         if self.shutting_down {
             return Err(Refusal::ShuttingDown);
         }
@@ -312,8 +322,9 @@ impl Hub {
         if cap != 0 && here >= cap {
             return Err(Refusal::UserCap);
         }
+        let rates = self.user_rates.enter(&user);
         let users = &mut self.users;
-        Ok(self.connections.slots.insert_with_key(|key| Connection {
+        let key = self.connections.slots.insert_with_key(|key| Connection {
             number,
             identity,
             since: Moment::now(),
@@ -329,7 +340,8 @@ impl Hub {
             end: None,
             sent: 0,
             received: 0,
-        }))
+        });
+        Ok(Place { key, rates })
     }
 
     fn register(&mut self, key: ConnectionKey, socket: Arc<dyn Socket>, response: Bytes) {
@@ -694,6 +706,7 @@ impl Hub {
         let Some(connection) = self.connections.slots.remove(key) else {
             return;
         };
+        self.user_rates.leave(&connection.identity.user_id, clock::uptime());
         let (group, position) = connection.user;
         if let Some(moved) = self.users.remove(group, position)
             && let Some(other) = self.connections.slots.get_mut(moved.member)

@@ -26,7 +26,6 @@ use crate::runtime::capacity::{Capacity, SystemLimits, TooFew};
 use crate::runtime::channel;
 use crate::runtime::threads::Threads;
 use crate::websocket::handshake::Handshake;
-use crate::websocket::reader::ReaderLimits;
 use crate::websocket::writer;
 
 /// A running service. It is ended with [`Server::shutdown`]; merely dropped, its threads run on.
@@ -138,10 +137,7 @@ impl Server {
             counters: counters.clone(),
             hub: hub.clone(),
             allowed_origins: config.allowed_origins.clone(),
-            limits: ReaderLimits {
-                message_bytes: config.max_message_bytes,
-                rate: config.rate_limit,
-            },
+            max_message_bytes: config.max_message_bytes,
             write_timeout: config.write_timeout,
             instance: instance.clone(),
         };

@@ -115,7 +115,7 @@ impl Instance {
             expires_at: SystemTime::now() + Duration::from_secs(3600),
         });
         let reserve = |reply| Event::Reserve { identity, number: 1, reply };
-        let key = self.hub.ask(reserve).unwrap().unwrap();
+        let key = self.hub.ask(reserve).unwrap().unwrap().key;
         let (frames, received) = unbounded();
         let socket = Arc::new(Peer { frames, activity: Activity::default() });
         self.hub.send(Event::Register { key, socket, response: Bytes::new() }).unwrap();

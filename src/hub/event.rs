@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use slotmap::new_key_type;
 
+use super::rates::UserRates;
 use super::socket::Socket;
 use super::stats::Stats;
 use crate::auth::Identity;
@@ -18,6 +19,15 @@ use crate::runtime::channel::{Sender, bounded};
 new_key_type! {
     /// Place of a connection in the hub; a key of an ended connection never hits a later one.
     pub struct ConnectionKey;
+}
+
+/// A place in the hub, as a handshake gets it.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The connection's key.
+    pub key: ConnectionKey,
+    /// What its user may send.
+    pub rates: Arc<UserRates>,
 }
 
 /// Whom a message is for.
@@ -75,7 +85,7 @@ pub enum Event {
         /// Number of the connection, for logs.
         number: u64,
         /// Where the answer goes.
-        reply: Sender<Result<ConnectionKey, Refusal>>,
+        reply: Sender<Result<Place, Refusal>>,
     },
     /// The handshake has succeeded: the connection is live.
     Register {

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 
 use super::socket::Activity;
 use super::*;
+use crate::config::RateLimit;
 use crate::protocol::{frame_payload, text_frame};
 use crate::runtime::channel;
 
@@ -114,6 +115,10 @@ fn limits() -> Limits {
         send_queue_bytes: 1000,
         write_timeout: Duration::from_secs(5),
         ping_interval: Duration::from_secs(30),
+        user: UserLimits {
+            messages: Pace::messages(RateLimit { per_second: 10, burst: 5 }),
+            bytes: Pace::user_bytes(0),
+        },
     }
 }
 
@@ -150,7 +155,7 @@ impl Bench {
     fn reserve(&mut self, user: &str, role: &str) -> Result<ConnectionKey, Refusal> {
         let (reply, answer) = channel::bounded(1);
         self.hub.handle(Event::Reserve { identity: identity(user, role), number: 1, reply });
-        answer.recv().unwrap()
+        answer.recv().unwrap().map(|place: Place| place.key)
     }
 
     fn connect(&mut self, user: &str, role: &str) -> Client {

@@ -79,6 +79,20 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageId(Box<str>);
 
+impl MessageId {
+    /// The id of a message that is not acted upon, if it has a valid one. Takes one pass over the text and
+    /// judges nothing else of it.
+    pub fn of(text: &str) -> Option<Self> {
+        Self::from_raw(parse_object::<IdOnly<'_>>(text)?.id?)
+    }
+
+    /// A string or a number.
+    fn from_raw(raw: &RawValue) -> Option<Self> {
+        let is_valid = |c: char| c == '"' || c == '-' || c.is_ascii_digit();
+        raw.get().starts_with(is_valid).then(|| Self(raw.get().into()))
+    }
+}
+
 /// One message of a client.
 #[derive(Debug, Clone)]
 pub struct ClientMessage<'a> {
@@ -113,6 +127,12 @@ struct Envelope<'a> {
 }
 
 #[derive(Deserialize)]
+struct IdOnly<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
 struct Payload<'a> {
     #[serde(borrow, default)]
     room: Option<&'a RawValue>,
@@ -138,12 +158,10 @@ impl<'a> ClientMessage<'a> {
             parse_object(text).ok_or_else(|| bad(ErrorCode::InvalidJson, &None))?;
         let id = match envelope.id {
             None => None,
-            Some(raw)
-                if raw.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit()) =>
-            {
-                Some(MessageId(raw.get().into()))
+            Some(raw) => {
+                let id = MessageId::from_raw(raw);
+                Some(id.ok_or_else(|| bad(ErrorCode::InvalidJson, &None))?)
             }
-            Some(_) => return Err(bad(ErrorCode::InvalidJson, &None)),
         };
         let kind = envelope.kind.and_then(string);
         let action = match kind.as_deref() {

@@ -19,9 +19,9 @@ use crate::http::head::Version;
 use crate::http::response::refuse;
 use crate::http::{Head, Response};
 use crate::hub::socket::TcpSocket;
-use crate::hub::{ConnectionKey, Event, HubHandle, Refusal};
+use crate::hub::{Event, HubHandle, Place, Refusal};
 use crate::metrics::Counters;
-use crate::websocket::reader::{Reader, ReaderLimits};
+use crate::websocket::reader::Reader;
 
 /// The subprotocol under which a browser passes its token, which can set no header.
 const TOKEN_SUBPROTOCOL: &str = "bearer";
@@ -38,8 +38,8 @@ pub struct Handshake {
     pub allowed_origins: AllowedOrigins,
     /// Counts refusals.
     pub counters: Counters,
-    /// For the readers.
-    pub limits: ReaderLimits,
+    /// `MAX_MESSAGE_SIZE`, for the readers.
+    pub max_message_bytes: usize,
     /// For a refusal to be written.
     pub write_timeout: Duration,
     /// Tells connections of different instances apart: the first part of their ids.
@@ -51,7 +51,7 @@ impl Handshake {
     pub fn serve(&self, upgrade: Upgrade) {
         // The head and all that it took to judge it are gone before the long wait begins.
         if let Some((reader, early)) = self.admit(upgrade) {
-            reader.run(early, self.limits);
+            reader.run(early, self.max_message_bytes);
         }
     }
 
@@ -92,7 +92,7 @@ impl Handshake {
     }
 
     fn reserve(&self, identity: &Arc<Identity>, number: u64) -> Result<Reservation, Response> {
-        let key = self
+        let place = self
             .hub
             .ask(|reply| Event::Reserve { identity: Arc::clone(identity), number, reply })
             .unwrap_or(Err(Refusal::ShuttingDown))
@@ -109,7 +109,7 @@ impl Handshake {
                     Response::unavailable("the service is shutting down")
                 }
             })?;
-        Ok(Reservation { key, hub: self.hub.clone(), is_registered: false })
+        Ok(Reservation { place, hub: self.hub.clone(), is_registered: false })
     }
 
     /// Makes the connection live; the hub writes the 101.
@@ -125,7 +125,7 @@ impl Handshake {
         stream.set_write_timeout(None).ok()?;
         let socket = Arc::new(TcpSocket::new(stream));
         info!(conn = number, user = identity.user_id, role = identity.role, peer:%; "connected");
-        let key = reservation.register(&socket, response.into())?;
+        let Place { key, rates } = reservation.register(&socket, response.into())?;
         Some(Reader {
             key,
             number,
@@ -134,6 +134,7 @@ impl Handshake {
             socket,
             hub: self.hub.clone(),
             authorizer: Arc::clone(&self.authorizer),
+            rates,
         })
     }
 }
@@ -150,17 +151,17 @@ struct Admission {
 
 /// A reserved place in the hub; released when the connection does not come about.
 struct Reservation {
-    key: ConnectionKey,
+    place: Place,
     hub: HubHandle,
     is_registered: bool,
 }
 
 impl Reservation {
-    fn register(mut self, socket: &Arc<TcpSocket>, response: Bytes) -> Option<ConnectionKey> {
+    fn register(mut self, socket: &Arc<TcpSocket>, response: Bytes) -> Option<Place> {
         let socket = Arc::<TcpSocket>::clone(socket);
-        self.hub.send(Event::Register { key: self.key, socket, response }).ok()?;
+        self.hub.send(Event::Register { key: self.place.key, socket, response }).ok()?;
         self.is_registered = true;
-        Some(self.key)
+        Some(self.place.clone())
     }
 }
 
@@ -168,7 +169,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.is_registered {
             // A hub that has ended has no places to free.
-            let _ = self.hub.send(Event::Release(self.key));
+            let _ = self.hub.send(Event::Release(self.place.key));
         }
     }
 }

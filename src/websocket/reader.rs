@@ -8,7 +8,6 @@ mod rate;
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::time::Instant;
 
 use log::info;
 use time::OffsetDateTime;
@@ -17,14 +16,14 @@ use tungstenite::{Error, Message, WebSocket, error::ProtocolError};
 
 use crate::auth::Identity;
 use crate::auth::{Authorizer, Verdict};
-use crate::config::RateLimit;
+use crate::hub::rates::UserRates;
 use crate::hub::socket::{Socket, TcpSocket};
 use crate::hub::{Broadcast, ConnectionKey, Event, HubGone, HubHandle};
 use crate::protocol::close::Close;
 use crate::protocol::{Action, ClientMessage, ErrorCode, MessageId, broadcast_frame};
-use crate::runtime::clock::Moment;
+use crate::runtime::clock::{self, Moment};
 use intake::Intake;
-use rate::{Rate, RateDecision};
+use rate::{ClientRate, ControlRate, RateDecision};
 
 /// tungstenite's read buffer, in bytes. What is free of it is zeroed before each read, so that a larger one
 /// makes every small message dearer. A message over half of it grows it to about twice the message, and a
@@ -47,15 +46,8 @@ pub struct Reader {
     pub hub: HubHandle,
     /// Who may join what.
     pub authorizer: Arc<Authorizer>,
-}
-
-/// Limits of one client's messages.
-#[derive(Debug, Clone, Copy)]
-pub struct ReaderLimits {
-    /// `MAX_MESSAGE_SIZE`.
-    pub message_bytes: usize,
-    /// `RATE_LIMIT`, `RATE_BURST`.
-    pub rate: RateLimit,
+    /// What its user may send.
+    pub rates: Arc<UserRates>,
 }
 
 /// Why reading stops.
@@ -73,9 +65,10 @@ impl From<HubGone> for ReadEnd {
 }
 
 impl Reader {
-    /// Reads until the stream ends, and tells the hub so. `early` is what came behind the request head.
-    pub fn run(self, early: Vec<u8>, limits: ReaderLimits) {
-        if let ReadEnd::Close(close) = self.read(early, limits)
+    /// Reads until the stream ends, and tells the hub so. `early` is what came behind the request head; a
+    /// message has at most `message_bytes`.
+    pub fn run(self, early: Vec<u8>, message_bytes: usize) {
+        if let ReadEnd::Close(close) = self.read(early, message_bytes)
             && self.hub.send(Event::Close(self.key, close)).is_ok()
         {
             self.drain();
@@ -84,14 +77,18 @@ impl Reader {
         let _ = self.hub.send(Event::ReaderEnded(self.key));
     }
 
-    fn read(&self, early: Vec<u8>, limits: ReaderLimits) -> ReadEnd {
+    fn read(&self, early: Vec<u8>, message_bytes: usize) -> ReadEnd {
         let intake = Intake::new(Arc::clone(&self.socket), &early);
-        let mut websocket = websocket(intake, early, limits.message_bytes);
-        let mut rate = Rate::new(limits.rate, Instant::now());
+        let mut websocket = websocket(intake, early, message_bytes);
+        let mut rate = ClientRate::new(Arc::clone(&self.rates));
+        let mut control = ControlRate::default();
         loop {
             let handled = match websocket.read() {
-                Ok(Message::Text(text)) => self.message(Some(text.as_str()), &mut rate),
-                Ok(Message::Binary(_)) => self.message(None, &mut rate),
+                Ok(Message::Text(text)) => self.message(Ok(text.as_str()), &mut rate),
+                Ok(Message::Binary(bytes)) => self.message(Err(bytes.len()), &mut rate),
+                Ok(Message::Ping(_) | Message::Pong(_)) if !control.take(clock::uptime()) => {
+                    Err(ReadEnd::Close(Close::RateLimited))
+                }
                 Ok(Message::Ping(payload)) => {
                     // The payload is a slice of the read buffer, which it would keep alive.
                     let payload = bytes::Bytes::copy_from_slice(&payload);
@@ -107,15 +104,20 @@ impl Reader {
         }
     }
 
-    /// One data message; `None` is a binary one.
-    fn message(&self, text: Option<&str>, rate: &mut Rate) -> Result<(), ReadEnd> {
-        match rate.take(Instant::now()) {
+    /// One data message; of a binary one the length is enough.
+    fn message(&self, text: Result<&str, usize>, rate: &mut ClientRate) -> Result<(), ReadEnd> {
+        let bytes = text.map_or_else(|length| length, str::len);
+        match rate.take(clock::uptime(), bytes) {
             RateDecision::Pass => {}
-            RateDecision::Tell => return self.refuse(ErrorCode::RateLimited, None),
-            RateDecision::Drop => return Ok(()),
+            RateDecision::Refuse { tell } => {
+                // Who asked with an id waits for the answer.
+                let id = text.ok().and_then(MessageId::of);
+                let answers = tell || id.is_some();
+                return if answers { self.refuse(ErrorCode::RateLimited, id) } else { Ok(()) };
+            }
             RateDecision::Close => return Err(ReadEnd::Close(Close::RateLimited)),
         }
-        let Some(text) = text else {
+        let Ok(text) = text else {
             return self.refuse(ErrorCode::InvalidJson, None);
         };
         match ClientMessage::parse(text) {
