@@ -3,6 +3,7 @@
 
 use std::io::{self, IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
@@ -54,17 +55,24 @@ impl Default for Activity {
 pub struct TcpSocket {
     stream: TcpStream,
     activity: Activity,
+    is_cut: AtomicBool,
 }
 
 impl TcpSocket {
     /// Takes over the stream.
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream, activity: Activity::default() }
+        Self { stream, activity: Activity::default(), is_cut: AtomicBool::new(false) }
     }
 
     /// The stream, for the reader.
     pub fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// Whether the hub has ended it in both directions. A reader has to look: for as long as the peer sends,
+    /// Linux gives the bytes of a socket that is shut down for reading.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::Relaxed)
     }
 }
 
@@ -86,6 +94,10 @@ impl Socket for TcpSocket {
     }
 
     fn shutdown(&self, how: Shutdown) {
+        if how == Shutdown::Both {
+            // Before the call that wakes the reader.
+            self.is_cut.store(true, Ordering::Relaxed);
+        }
         let _ = self.stream.shutdown(how);
     }
 
