@@ -174,7 +174,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Messages per second that a client may send.
+/// Messages per second that a user may send, over all of its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimit {
     /// `RATE_LIMIT`, default 50 messages per second; 0 turns the limit off.
@@ -364,6 +364,7 @@ impl Config {
             per_second: env.number("RATE_LIMIT", config.rate_limit.per_second, 0, 1_000_000)?,
             burst: env.number("RATE_BURST", config.rate_limit.burst, 1, 1_000_000)?,
         };
+        config.rate_bytes = env.size("RATE_BYTES", config.rate_bytes, 0, 1024 * MIB)?;
         config.send_queue_frames =
             env.count("SEND_QUEUE_FRAMES", config.send_queue_frames, 1, 1_000_000)?;
         config.send_queue_bytes =
@@ -670,8 +671,9 @@ settings! {
     "MAX_CONNECTIONS_PER_USER", "20", "sockets of one user; 0 is off";
     "MAX_ROOMS_PER_CLIENT", "100", "rooms of one socket; admins are exempt";
     "MAX_WRITERS", "1024", "writer threads for clients that read slowly";
-    "RATE_LIMIT", "50", "messages per second of one client; 0 is off";
-    "RATE_BURST", "100", "messages that may come at once";
+    "RATE_LIMIT", "50", "messages per second of one user; 0 is off";
+    "RATE_BURST", "100", "messages of one user that may come at once";
+    "RATE_BYTES", "64KiB", "message bytes per second of one user, four times as many at once; 0 is off";
     "SEND_QUEUE_FRAMES", "256", "longest backlog of a slow client";
     "SEND_QUEUE_BYTES", "1MiB", "largest backlog of a slow client";
     "WRITE_TIMEOUT", "5s", "for one frame to a slow client";
@@ -739,6 +741,7 @@ mod tests {
             ("MAX_WRITERS", "many"),
             ("RATE_LIMIT", "1.5"),
             ("RATE_BURST", "0"),
+            ("RATE_BYTES", "64KB"),
             ("SEND_QUEUE_FRAMES", "0"),
             ("SEND_QUEUE_BYTES", "1GB"),
             ("WRITE_TIMEOUT", "0"),

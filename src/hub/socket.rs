@@ -107,7 +107,8 @@ impl TcpSocket {
         Ok(Self { stream, activity: Activity::default(), is_aborted: AtomicBool::new(false) })
     }
 
-    /// Whether the hub has ended the connection: what the reader still waits for is of no use.
+    /// Whether the hub has ended the connection. A reader has to look: for as long as the peer sends, Linux
+    /// gives the bytes of a socket that is shut down for reading.
     pub fn is_aborted(&self) -> bool {
         self.is_aborted.load(Ordering::Acquire)
     }

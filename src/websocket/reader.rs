@@ -176,6 +176,7 @@ impl Reader {
         loop {
             match self.socket.stream().read(&mut scrap) {
                 Ok(0) => return,
+                Ok(_) if self.socket.is_aborted() => return,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return,
