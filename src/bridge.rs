@@ -70,8 +70,8 @@ pub trait PubSub: Send + Sync {
     /// When the system has no thread left, or when it was started before.
     fn start(&self, handler: Handler) -> io::Result<()>;
 
-    /// `connected` when messages flow both ways, else `disconnected`; for `/health`.
-    fn state(&self) -> &'static str;
+    /// Whether messages flow both ways; for `/health`. Never [`BridgeState::Disabled`].
+    fn state(&self) -> BridgeState;
 
     /// What passed and what was dropped, for `/metrics`.
     fn counters(&self) -> &Arc<BridgeCounters>;
@@ -81,6 +81,28 @@ pub trait PubSub: Send + Sync {
     /// # Errors
     /// When they had not by `deadline`.
     fn close(&self, deadline: Instant) -> Result<(), NotClosed>;
+}
+
+/// What `/health` says of the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BridgeState {
+    /// Messages flow both ways.
+    Connected,
+    /// They do not: what is published stays on this instance.
+    Disconnected,
+    /// There is no broker: `REDIS_ADDR` is empty.
+    Disabled,
+}
+
+impl BridgeState {
+    /// `connected`, `disconnected` or `disabled`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Disconnected => "disconnected",
+            Self::Disabled => "disabled",
+        }
+    }
 }
 
 /// A message on its way to the other instances.

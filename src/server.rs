@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::auth::Authorizer;
 use crate::auth::{Verifier, VerifierError};
-use crate::bridge::{Outgoing, PubSub, RedisPubSub};
+use crate::bridge::{BridgeState, Outgoing, PubSub, RedisPubSub};
 use crate::config::{AllowedOrigins, Config, Environment, HUB_QUEUE, RoomPolicy};
 use crate::gate::{Gate, GateConfig, OnUpgrade};
 use crate::hub::{self, Event, Hub, HubHandle, Limits, Outlets};
@@ -130,7 +130,7 @@ impl Server {
         }
 
         let counters = Counters::default();
-        let metrics = Metrics::new(&counters, hub.clone(), Arc::clone(&authorizer), bridge.clone());
+        let metrics = Metrics::new(&counters, hub.clone(), &authorizer, bridge.clone());
         let instance = instance_name();
         let handshake = Handshake {
             verifier: Arc::clone(&verifier),
@@ -147,9 +147,7 @@ impl Server {
         };
         let rest = RestParts {
             hub: hub.clone(),
-            verify: Arc::new(move |token| {
-                verifier.verify(token).map_err(|error| error.to_string())
-            }),
+            verify: Arc::new(move |token| verifier.verify(token)),
             redis_state: redis_state_of(bridge.clone()),
             metrics,
             counters,
@@ -270,5 +268,5 @@ fn subscribe(bridge: &dyn PubSub, hub: HubHandle) -> io::Result<()> {
 }
 
 fn redis_state_of(bridge: Option<Arc<dyn PubSub>>) -> crate::rest::RedisState {
-    Arc::new(move || bridge.as_ref().map_or("disabled", |bridge| bridge.state()))
+    Arc::new(move || bridge.as_ref().map_or(BridgeState::Disabled, |bridge| bridge.state()))
 }

@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::{BridgeCounters, DropReason, Handler, NotClosed, Outgoing, PubSub, QUEUE_MESSAGES};
+use super::{
+    BridgeCounters, BridgeState, DropReason, Handler, NotClosed, Outgoing, PubSub, QUEUE_MESSAGES,
+};
 use crate::hub::{Delivery, Target};
 use crate::protocol::text_frame;
 use crate::runtime::threads::Threads;
@@ -80,8 +82,10 @@ impl PubSub for MemoryPubSub {
     fn publish(&self, outgoing: Outgoing) -> Result<(), DropReason> {
         let result = self.try_publish(outgoing);
         match result {
-            Ok(()) => self.counters.add_published(1),
-            Err(reason) => self.counters.add_dropped(reason, 1),
+            Ok(()) => {
+                self.counters.published.inc();
+            }
+            Err(reason) => self.counters.dropped.add(reason, 1),
         }
         result
     }
@@ -98,7 +102,7 @@ impl PubSub for MemoryPubSub {
         self.threads.spawn("memory-sub", move || {
             let _alive = alive;
             for delivery in messages {
-                counters.add_received();
+                counters.received.inc();
                 if handler(delivery).is_break() {
                     break;
                 }
@@ -109,8 +113,8 @@ impl PubSub for MemoryPubSub {
         Ok(())
     }
 
-    fn state(&self) -> &'static str {
-        if self.life().is_some() { "connected" } else { "disconnected" }
+    fn state(&self) -> BridgeState {
+        if self.life().is_some() { BridgeState::Connected } else { BridgeState::Disconnected }
     }
 
     fn counters(&self) -> &Arc<BridgeCounters> {

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::channel_names::ChannelNames;
 use super::queue::{Queue, QueueReceiver, queue};
-use super::{BridgeCounters, DropReason, Handler, NotClosed, Outgoing, PubSub};
+use super::{BridgeCounters, BridgeState, DropReason, Handler, NotClosed, Outgoing, PubSub};
 use crate::config::RedisConfig;
 use crate::runtime::threads::Threads;
 use link::Link;
@@ -140,8 +140,12 @@ impl PubSub for RedisPubSub {
         }
     }
 
-    fn state(&self) -> &'static str {
-        if self.shared.link.is_connected() { "connected" } else { "disconnected" }
+    fn state(&self) -> BridgeState {
+        if self.shared.link.is_connected() {
+            BridgeState::Connected
+        } else {
+            BridgeState::Disconnected
+        }
     }
 
     fn counters(&self) -> &Arc<BridgeCounters> {

@@ -107,7 +107,7 @@ impl Publisher {
     fn connected(&mut self) {
         self.backoff.reset();
         if std::mem::replace(&mut self.was_connected, true) {
-            self.shared.counters.add_reconnect();
+            self.shared.counters.reconnects.inc();
         }
         self.shared.queue.set_connected(true);
         self.shared.link.publisher_up();
@@ -155,7 +155,7 @@ impl Publisher {
         let channel = self.shared.channels.of(&outgoing.target);
         // The queue has checked both.
         let (Some(channel), Some(message)) = (channel, origin.wrap(&outgoing.payload)) else {
-            return self.shared.counters.add_dropped(DropReason::NotPublishable, 1);
+            return self.shared.counters.dropped.add(DropReason::NotPublishable, 1);
         };
         self.number += 1;
         pipeline.messages += 1;
@@ -172,7 +172,7 @@ impl Publisher {
             .send_packed_command(&pipeline.commands)
             .and_then(|()| self.read_answers(connection, &pipeline, &mut answered));
         let lost = pipeline.messages.saturating_sub(answered);
-        self.shared.counters.add_dropped(DropReason::Lost, lost as u64);
+        self.shared.counters.dropped.add(DropReason::Lost, lost as u64);
         sent
     }
 
@@ -189,7 +189,9 @@ impl Publisher {
             *answered += 1;
             match answer {
                 Value::ServerError(error) => self.refused(&error.into()),
-                _ => self.shared.counters.add_published(1),
+                _ => {
+                    self.shared.counters.published.inc();
+                }
             }
         }
         let Some(probe) = pipeline.probe else { return Ok(()) };
@@ -203,7 +205,7 @@ impl Publisher {
     }
 
     fn refused(&mut self, error: &RedisError) {
-        self.shared.counters.add_dropped(DropReason::Refused, 1);
+        self.shared.counters.dropped.add(DropReason::Refused, 1);
         if let Some(held_back) = self.refusals.pass() {
             let reason = describe(error);
             log::warn!(reason = reason.as_str(), held_back; "redis refused a message");
@@ -215,7 +217,7 @@ impl Publisher {
         while self.receiver.take().is_some() {
             dropped += 1;
         }
-        self.shared.counters.add_dropped(DropReason::Disconnected, dropped);
+        self.shared.counters.dropped.add(DropReason::Disconnected, dropped);
     }
 }
 

@@ -12,6 +12,7 @@ use super::{MISSING_PROBES, PING_AFTER, Shared, StopSignal, Throttle, describe};
 use crate::bridge::backoff::Backoff;
 use crate::bridge::inbox::{Inbound, Inbox};
 use crate::bridge::{DropReason, Handler};
+use crate::runtime::count::Kind;
 
 /// How long leaving a subscription may wait for a peer that may be dead.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(50);
@@ -89,7 +90,7 @@ impl Subscriber {
         let mut connection = self.shared.connect()?;
         self.subscribe(&mut connection)?;
         if std::mem::replace(&mut self.was_connected, true) {
-            self.shared.counters.add_reconnect();
+            self.shared.counters.reconnects.inc();
         }
         let mut subscription = connection.as_pubsub();
         let end = self.read(&mut subscription);
@@ -132,7 +133,7 @@ impl Subscriber {
         let (channel, payload) = (message.get_channel_name(), message.get_payload_bytes());
         match self.inbox.read(&self.shared.channels, channel, payload) {
             Inbound::Deliver(delivery) => {
-                self.shared.counters.add_received();
+                self.shared.counters.received.inc();
                 return (self.handler)(delivery);
             }
             Inbound::Own => {}
@@ -169,7 +170,7 @@ impl Subscriber {
     }
 
     fn dropped(&mut self, reason: DropReason, channel: &str, payload_bytes: usize) {
-        self.shared.counters.add_dropped(reason, 1);
+        self.shared.counters.dropped.add(reason, 1);
         // A repeated message is no one's mistake.
         if reason == DropReason::Repeated {
             return;
