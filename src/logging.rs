@@ -25,6 +25,7 @@ use simple_logger::SimpleLogger;
 use time::OffsetDateTime;
 
 use crate::config::LogFormat;
+use crate::runtime::clock::Timestamp;
 
 /// Lines that wait for the thread. With [`LINE_BYTES`] it bounds the memory of a stalled stdout: 16 MiB.
 const QUEUE_LINES: usize = 4096;
@@ -280,7 +281,7 @@ impl Stdout {
 
     fn print_text(&self, line: &Line) -> bool {
         let late = if OffsetDateTime::now_utc() - line.at >= LATE {
-            format!(" logged_at={}", timestamp(line.at))
+            format!(" logged_at={}", Timestamp::new(line.at))
         } else {
             String::new()
         };
@@ -356,7 +357,7 @@ impl Draft {
     fn json(record: &Record<'_>, at: OffsetDateTime) -> String {
         let mut draft = Self::new(LogFormat::Json);
         draft.body.push_str(r#"{"ts":""#);
-        draft.body.push_str(&timestamp(at));
+        draft.body.push_str(Timestamp::new(at).as_str());
         draft.body.push_str(r#"","level":""#);
         draft.body.push_str(record.level().as_str());
         draft.body.push_str(r#"","target":"#);
@@ -522,20 +523,6 @@ impl fmt::Write for Bounded {
         }
         Ok(())
     }
-}
-
-/// RFC 3339 in UTC with milliseconds, as simple_logger prints it.
-fn timestamp(at: OffsetDateTime) -> String {
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
-        at.year(),
-        u8::from(at.month()),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-        at.millisecond()
-    )
 }
 
 #[cfg(test)]
