@@ -18,7 +18,6 @@ mod memory;
 mod queue;
 mod redis;
 
-use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -119,16 +118,9 @@ pub struct Outgoing {
 pub type Handler = Box<dyn FnMut(Delivery) -> ControlFlow<()> + Send>;
 
 /// The threads had not ended at the deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the bridge had not ended in time, {queued} messages were queued")]
 pub struct NotClosed {
     /// Messages still in the queue.
     pub queued: usize,
 }
-
-impl fmt::Display for NotClosed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the bridge had not ended in time, {} messages were queued", self.queued)
-    }
-}
-
-impl std::error::Error for NotClosed {}

@@ -53,30 +53,14 @@ const OWN_TARGET: &str = env!("CARGO_CRATE_NAME");
 static DROPPED_LINES: AtomicU64 = AtomicU64::new(0);
 
 /// Why logging could not be set up.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// The system has no thread left.
-    Spawn(io::Error),
+    #[error("cannot start the thread that prints the log: {0}")]
+    Spawn(#[source] io::Error),
     /// The process has a logger already.
-    Taken(SetLoggerError),
-}
-
-impl fmt::Display for InitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Spawn(error) => write!(f, "cannot start the thread that prints the log: {error}"),
-            Self::Taken(error) => write!(f, "cannot set up logging twice: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for InitError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Spawn(error) => Some(error),
-            Self::Taken(error) => Some(error),
-        }
-    }
+    #[error("cannot set up logging twice: {0}")]
+    Taken(#[source] SetLoggerError),
 }
 
 /// Owner of the thread that prints. Dropping it lets queued lines out for at most 500 ms.

@@ -39,30 +39,21 @@ pub struct Server {
 }
 
 /// Why the service does not start.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The system has room for too few connections.
-    Capacity(TooFew),
+    #[error(transparent)]
+    Capacity(#[from] TooFew),
     /// Tokens cannot be verified.
-    Verifier(VerifierError),
+    #[error(transparent)]
+    Verifier(#[from] VerifierError),
     /// `REDIS_ADDR` is bad; what is wrong with it.
+    #[error("{0}")]
     Redis(String),
     /// The address cannot be bound, or a thread cannot be started: what was tried, and why not.
-    Io(String, io::Error),
+    #[error("cannot {0}: {1}")]
+    Io(String, #[source] io::Error),
 }
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Capacity(error) => error.fmt(f),
-            Self::Verifier(error) => error.fmt(f),
-            Self::Redis(error) => f.write_str(error),
-            Self::Io(what, error) => write!(f, "cannot {what}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// What had not ended at `SHUTDOWN_TIMEOUT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,8 +80,7 @@ impl Server {
     /// [`StartError`].
     pub fn start(config: Config) -> Result<Self, StartError> {
         let capacity =
-            Capacity::within(config.max_connections, config.max_writers, &SystemLimits::read())
-                .map_err(StartError::Capacity)?;
+            Capacity::within(config.max_connections, config.max_writers, &SystemLimits::read())?;
         if capacity.decided_by.is_some() {
             warn!("{capacity}");
         }
@@ -100,7 +90,7 @@ impl Server {
             let what = what.to_owned();
             move |error| StartError::Io(what, error)
         };
-        let verifier = Arc::new(Verifier::new(&config.jwt).map_err(StartError::Verifier)?);
+        let verifier = Arc::new(Verifier::new(&config.jwt)?);
         let authorizer = Arc::new(match &config.backend_url {
             Some(url) => Authorizer::backend(url, &threads)
                 .map_err(failed("start a thread for BACKEND_URL"))?,

@@ -1,7 +1,6 @@
 //! What comes to the hub: the closed set of events, and the handle that sends them.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -180,16 +179,9 @@ pub struct Counts {
 }
 
 /// The hub's thread has ended: the service is stopping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the hub has ended")]
 pub struct HubGone;
-
-impl fmt::Display for HubGone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the hub has ended")
-    }
-}
-
-impl std::error::Error for HubGone {}
 
 /// Sends events to the hub; a full channel blocks the sender, which is the back-pressure on it.
 #[derive(Clone)]

@@ -1,6 +1,5 @@
 //! The thread `redis-sub`: reads what the patterns bring, and notices when they bring nothing more.
 
-use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -38,26 +37,14 @@ struct Proof {
 }
 
 /// Why a session ended.
+#[derive(Debug, thiserror::Error)]
 enum Failure {
-    Redis(RedisError),
+    #[error("{}", describe(.0))]
+    Redis(#[from] RedisError),
+    #[error("PSUBSCRIBE refused: {0}")]
     Refused(String),
+    #[error("probes do not come back")]
     NoProbe,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Redis(error) => f.write_str(&describe(error)),
-            Self::Refused(error) => write!(f, "PSUBSCRIBE refused: {error}"),
-            Self::NoProbe => f.write_str("probes do not come back"),
-        }
-    }
-}
-
-impl From<RedisError> for Failure {
-    fn from(error: RedisError) -> Self {
-        Self::Redis(error)
-    }
 }
 
 impl Subscriber {
