@@ -1,8 +1,7 @@
 //! Between instances: what is published here reaches the connections of every other instance, and
 //! the other way round (DESIGN section 6).
 //!
-//! The hub knows only the trait [`PubSub`]. [`RedisPubSub`] implements it on Redis, [`MemoryPubSub`]
-//! within one process, for tests.
+//! The hub knows only the trait [`PubSub`], which [`RedisPubSub`] implements.
 //!
 //! ```text
 //! hub ──publish──▶ queue ──▶ redis-pub ──PUBLISH──▶ Redis ──pmessage──▶ redis-sub ──handler──▶ hub
@@ -14,7 +13,6 @@ mod channel_names;
 mod counters;
 mod envelope;
 mod inbox;
-mod memory;
 mod queue;
 mod redis;
 
@@ -29,7 +27,6 @@ use crate::hub::{Delivery, Target};
 
 pub use self::redis::RedisPubSub;
 pub use counters::{BridgeCounters, DropReason};
-pub use memory::{MemoryBroker, MemoryPubSub};
 
 /// Messages that wait for the broker at most.
 pub const QUEUE_MESSAGES: usize = 10_000;

@@ -70,10 +70,15 @@ impl Kind for DropReason {
 /// Counts since the start; any thread may read them at any time.
 #[derive(Debug)]
 pub struct BridgeCounters {
-    pub(crate) published: Counter,
-    pub(crate) received: Counter,
-    pub(crate) reconnects: Counter,
-    pub(crate) dropped: CountBy<DropReason>,
+    /// Messages that the broker confirmed.
+    pub published: Counter,
+    /// Messages of others that were handed to the handler.
+    pub received: Counter,
+    /// Connections to the broker that were made again after one was lost; publisher and subscriber
+    /// have one each.
+    pub reconnects: Counter,
+    /// Messages that were dropped, by reason.
+    pub dropped: CountBy<DropReason>,
 }
 
 impl Default for BridgeCounters {
@@ -88,18 +93,17 @@ impl Default for BridgeCounters {
 }
 
 impl BridgeCounters {
-    /// Messages that the broker confirmed.
+    /// The number of [`Self::published`].
     pub fn published(&self) -> u64 {
         self.published.get()
     }
 
-    /// Messages of others that were handed to the handler.
+    /// The number of [`Self::received`].
     pub fn received(&self) -> u64 {
         self.received.get()
     }
 
-    /// Connections to the broker that were made again after one was lost; publisher and subscriber
-    /// have one each.
+    /// The number of [`Self::reconnects`].
     pub fn reconnects(&self) -> u64 {
         self.reconnects.get()
     }

@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::{
+use realtime_service::bridge::{
     BridgeCounters, BridgeState, DropReason, Handler, NotClosed, Outgoing, PubSub, QUEUE_MESSAGES,
 };
-use crate::hub::{Delivery, Target};
-use crate::protocol::text_frame;
-use crate::runtime::threads::Threads;
+use realtime_service::hub::{Delivery, Target};
+use realtime_service::protocol::text_frame;
+use realtime_service::runtime::threads::Threads;
 
 /// Connects any number of instances in one process; clones are the same broker.
 #[derive(Clone, Default)]
@@ -134,11 +134,9 @@ impl PubSub for MemoryPubSub {
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::protocol::frame_payload;
+    use realtime_service::protocol::frame_payload;
     use std::ops::ControlFlow;
     use std::time::Duration;
 
