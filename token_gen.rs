@@ -1,7 +1,6 @@
 //! Prints a token for trying the service out, signed with its `JWT_SECRET`, and nothing else.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -69,20 +68,14 @@ fn fail(failure: &Failure) -> ExitCode {
 }
 
 /// Why there is no token, in one line.
+#[derive(Debug, thiserror::Error)]
 enum Failure {
     /// The command line is wrong.
+    #[error("{0} (see --help)")]
     Argument(String),
     /// It is right, but the secret, the clock or stdout is not.
+    #[error("{0}")]
     Other(String),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Argument(reason) => write!(f, "{reason} (see --help)"),
-            Self::Other(reason) => f.write_str(reason),
-        }
-    }
 }
 
 impl From<lexopt::Error> for Failure {

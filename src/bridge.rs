@@ -1,8 +1,7 @@
 //! Between instances: what is published here reaches the connections of every other instance, and
 //! the other way round (DESIGN section 6).
 //!
-//! The hub knows only the trait [`PubSub`]. [`RedisPubSub`] implements it on Redis, [`MemoryPubSub`]
-//! within one process, for tests.
+//! The hub knows only the trait [`PubSub`], which [`RedisPubSub`] implements.
 //!
 //! ```text
 //! hub ──publish──▶ queue ──▶ redis-pub ──PUBLISH──▶ Redis ──pmessage──▶ redis-sub ──handler──▶ hub
@@ -14,11 +13,9 @@ mod channel_names;
 mod counters;
 mod envelope;
 mod inbox;
-mod memory;
 mod queue;
 mod redis;
 
-use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -30,7 +27,6 @@ use crate::hub::{Delivery, Target};
 
 pub use self::redis::RedisPubSub;
 pub use counters::{BridgeCounters, DropReason};
-pub use memory::{MemoryBroker, MemoryPubSub};
 
 /// Messages that wait for the broker at most.
 pub const QUEUE_MESSAGES: usize = 10_000;
@@ -70,8 +66,8 @@ pub trait PubSub: Send + Sync {
     /// When the system has no thread left, or when it was started before.
     fn start(&self, handler: Handler) -> io::Result<()>;
 
-    /// `connected` when messages flow both ways, else `disconnected`; for `/health`.
-    fn state(&self) -> &'static str;
+    /// Whether messages flow both ways; for `/health`. Never [`BridgeState::Disabled`].
+    fn state(&self) -> BridgeState;
 
     /// What passed and what was dropped, for `/metrics`.
     fn counters(&self) -> &Arc<BridgeCounters>;
@@ -81,6 +77,28 @@ pub trait PubSub: Send + Sync {
     /// # Errors
     /// When they had not by `deadline`.
     fn close(&self, deadline: Instant) -> Result<(), NotClosed>;
+}
+
+/// What `/health` says of the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BridgeState {
+    /// Messages flow both ways.
+    Connected,
+    /// They do not: what is published stays on this instance.
+    Disconnected,
+    /// There is no broker: `REDIS_ADDR` is empty.
+    Disabled,
+}
+
+impl BridgeState {
+    /// `connected`, `disconnected` or `disabled`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Disconnected => "disconnected",
+            Self::Disabled => "disabled",
+        }
+    }
 }
 
 /// A message on its way to the other instances.
@@ -97,16 +115,9 @@ pub struct Outgoing {
 pub type Handler = Box<dyn FnMut(Delivery) -> ControlFlow<()> + Send>;
 
 /// The threads had not ended at the deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the bridge had not ended in time, {queued} messages were queued")]
 pub struct NotClosed {
     /// Messages still in the queue.
     pub queued: usize,
 }
-
-impl fmt::Display for NotClosed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the bridge had not ended in time, {} messages were queued", self.queued)
-    }
-}
-
-impl std::error::Error for NotClosed {}

@@ -25,8 +25,9 @@ use crate::config::{
 };
 use crate::http::Head;
 use crate::http::response::{self, Response};
-use crate::metrics::CountBy;
+use crate::metrics::RefusalReason;
 use crate::rest::{PrivateSocket, Rest, RestParts};
+use crate::runtime::count::CountBy;
 use crate::runtime::threads::Threads;
 use forward::Pool;
 use incoming::{SharedPhase, ShutdownPhase};
@@ -97,7 +98,7 @@ struct Context {
     body_bytes: AtomicUsize,
     pool: Pool,
     upgrade: OnUpgrade,
-    refused: CountBy,
+    refused: CountBy<RefusalReason>,
 }
 
 /// A connection's place among `MAX_CONNECTIONS` or in the reserve; free again when dropped.
@@ -251,7 +252,7 @@ impl Acceptor {
 
     fn admit(&mut self, accepted: Accepted) {
         let Some(permit) = Permit::take(&self.context) else {
-            self.context.refused.count("connection_cap");
+            self.context.refused.count(RefusalReason::ConnectionCap);
             return turn_away(&accepted.stream, "all connections are taken");
         };
         let name = format!("conn-{}", accepted.number);
@@ -269,7 +270,7 @@ impl Acceptor {
         match started {
             Ok(()) => self.is_starved = false,
             Err(error) => {
-                self.context.refused.count("no_thread");
+                self.context.refused.count(RefusalReason::NoThread);
                 self.starve("no thread is left for a connection", &error);
                 if let Ok(accepted) = left.try_recv() {
                     turn_away(&accepted.stream, "no thread is left");

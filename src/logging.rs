@@ -25,6 +25,7 @@ use simple_logger::SimpleLogger;
 use time::OffsetDateTime;
 
 use crate::config::LogFormat;
+use crate::runtime::clock::Timestamp;
 
 /// Lines that wait for the thread. With [`LINE_BYTES`] it bounds the memory of a stalled stdout: 16 MiB.
 const QUEUE_LINES: usize = 4096;
@@ -52,30 +53,14 @@ const OWN_TARGET: &str = env!("CARGO_CRATE_NAME");
 static DROPPED_LINES: AtomicU64 = AtomicU64::new(0);
 
 /// Why logging could not be set up.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// The system has no thread left.
-    Spawn(io::Error),
+    #[error("cannot start the thread that prints the log: {0}")]
+    Spawn(#[source] io::Error),
     /// The process has a logger already.
-    Taken(SetLoggerError),
-}
-
-impl fmt::Display for InitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Spawn(error) => write!(f, "cannot start the thread that prints the log: {error}"),
-            Self::Taken(error) => write!(f, "cannot set up logging twice: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for InitError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Spawn(error) => Some(error),
-            Self::Taken(error) => Some(error),
-        }
-    }
+    #[error("cannot set up logging twice: {0}")]
+    Taken(#[source] SetLoggerError),
 }
 
 /// Owner of the thread that prints. Dropping it lets queued lines out for at most 500 ms.
@@ -280,7 +265,7 @@ impl Stdout {
 
     fn print_text(&self, line: &Line) -> bool {
         let late = if OffsetDateTime::now_utc() - line.at >= LATE {
-            format!(" logged_at={}", timestamp(line.at))
+            format!(" logged_at={}", Timestamp::new(line.at))
         } else {
             String::new()
         };
@@ -356,7 +341,7 @@ impl Draft {
     fn json(record: &Record<'_>, at: OffsetDateTime) -> String {
         let mut draft = Self::new(LogFormat::Json);
         draft.body.push_str(r#"{"ts":""#);
-        draft.body.push_str(&timestamp(at));
+        draft.body.push_str(Timestamp::new(at).as_str());
         draft.body.push_str(r#"","level":""#);
         draft.body.push_str(record.level().as_str());
         draft.body.push_str(r#"","target":"#);
@@ -522,20 +507,6 @@ impl fmt::Write for Bounded {
         }
         Ok(())
     }
-}
-
-/// RFC 3339 in UTC with milliseconds, as simple_logger prints it.
-fn timestamp(at: OffsetDateTime) -> String {
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
-        at.year(),
-        u8::from(at.month()),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-        at.millisecond()
-    )
 }
 
 #[cfg(test)]

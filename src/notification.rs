@@ -1,7 +1,5 @@
 //! Typed notifications over the hub: order update, product update, room, user.
 
-use std::fmt;
-
 use serde::Serialize;
 
 use crate::config::{MAX_EVENT_BYTES, MAX_NOTIFICATION_BYTES};
@@ -21,43 +19,23 @@ pub struct NotificationService {
 }
 
 /// Why a notification was not sent.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum NotifyError {
     /// The user id has the wrong form.
+    #[error("bad user id: {0}")]
     BadUser(BadId),
     /// The event is empty or over 128 bytes.
+    #[error("event must have 1 to {MAX_EVENT_BYTES} bytes")]
     BadEvent,
     /// The notification is over 64 KiB; its size in bytes.
+    #[error("notification has {0} bytes, at most {MAX_NOTIFICATION_BYTES} are sent")]
     TooLarge(usize),
     /// The data does not serialise to JSON.
+    #[error("data is not JSON: {0}")]
     BadData(serde_json::Error),
     /// The service is stopping.
-    HubGone,
-}
-
-impl fmt::Display for NotifyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadUser(error) => write!(f, "bad user id: {error}"),
-            Self::BadEvent => write!(f, "event must have 1 to {MAX_EVENT_BYTES} bytes"),
-            Self::TooLarge(bytes) => {
-                write!(
-                    f,
-                    "notification has {bytes} bytes, at most {MAX_NOTIFICATION_BYTES} are sent"
-                )
-            }
-            Self::BadData(error) => write!(f, "data is not JSON: {error}"),
-            Self::HubGone => HubGone.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for NotifyError {}
-
-impl From<HubGone> for NotifyError {
-    fn from(_: HubGone) -> Self {
-        Self::HubGone
-    }
+    #[error(transparent)]
+    HubGone(#[from] HubGone),
 }
 
 /// Checks event and size, and makes the frame; `data` is JSON text.

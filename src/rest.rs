@@ -14,21 +14,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tiny_http::{Header, Request, Server, StatusCode};
 
-use crate::auth::{Identity, bearer};
+use crate::auth::{Identity, TokenError, bearer};
+use crate::bridge::BridgeState;
 use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
 use crate::http::{Response, cors};
 use crate::hub::{Event, HubHandle, PublisherName};
-use crate::metrics::{self, Counters, Metrics};
+use crate::metrics::{self, Counters, Metrics, NotifyResult};
 use crate::notification::NotificationService;
 use crate::runtime::threads::Threads;
 
 pub(crate) use private_socket::PrivateSocket;
 pub use private_socket::{CONNECTION_HEADER, PEER_HEADER};
 
-/// Checks a token; the error is the reason, for the log and the peer.
-pub type Verify = Arc<dyn Fn(&str) -> Result<Identity, String> + Send + Sync>;
-/// `connected`, `disconnected` or `disabled`.
-pub type RedisState = Arc<dyn Fn() -> &'static str + Send + Sync>;
+/// Checks a token.
+pub type Verify = Arc<dyn Fn(&str) -> Result<Identity, TokenError> + Send + Sync>;
+/// Tells what the broker does.
+pub type RedisState = Arc<dyn Fn() -> BridgeState + Send + Sync>;
 /// Whether the service is shutting down.
 pub(crate) type IsDraining = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -180,7 +181,7 @@ impl Handlers {
     }
 
     fn health(&self, _: &mut Request) -> Response {
-        let redis = (self.parts.redis_state)();
+        let redis = (self.parts.redis_state)().as_str();
         Response::json(
             200,
             format!(r#"{{"status":"healthy","service":"realtime_service","redis":"{redis}"}}"#),
@@ -236,13 +237,8 @@ impl Handlers {
 
     fn notify(&self, request: &mut Request) -> Response {
         let response = self.try_notify(request);
-        self.parts.counters.notify_requests.count(match response.status() {
-            200 => "sent",
-            400 => "bad_request",
-            401 => "unauthorized",
-            403 => "forbidden",
-            _ => "unavailable",
-        });
+        let result = NotifyResult::of_status(response.status());
+        self.parts.counters.notify_requests.count(result);
         response
     }
 
@@ -286,18 +282,14 @@ impl Handlers {
         if !self.parts.api_auth {
             return Ok(None);
         }
-        let identity = match header(request, "Authorization").map(bearer) {
-            Some(Some(token)) => (self.parts.verify)(token),
-            Some(None) => Err("authorization is not a bearer token".to_owned()),
-            None => Err("token is missing".to_owned()),
-        };
-        let identity = identity.map_err(|reason| {
-            log::info!(conn = connection(request), peer = peer(request), reason = reason.as_str(); "token refused");
-            Response::error(401, "unauthorized", &reason).with_header("WWW-Authenticate", "Bearer")
+        let token = header(request, "Authorization").and_then(bearer).ok_or(TokenError::Missing);
+        let identity = token.and_then(|token| (self.parts.verify)(token)).map_err(|error| {
+            log::info!(conn = connection(request), peer = peer(request), reason:% = error; "token refused");
+            Response::unauthorized(error.code(), error.client_text())
         })?;
         if !identity.role.may_call_api() {
             log::info!(
-                conn = connection(request), peer = peer(request), user = identity.user_id.as_str(), role = identity.role.as_str();
+                conn = connection(request), peer = peer(request), user = identity.user_id, role = identity.role;
                 "role refused"
             );
             return Err(Response::error(403, "forbidden", "role is not admin or service"));

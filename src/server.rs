@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::auth::Authorizer;
 use crate::auth::{Verifier, VerifierError};
-use crate::bridge::{Outgoing, PubSub, RedisPubSub};
+use crate::bridge::{BridgeState, Outgoing, PubSub, RedisPubSub};
 use crate::config::{AllowedOrigins, Config, Environment, RoomPolicy};
 use crate::gate::{Gate, GateConfig, OnUpgrade};
 use crate::hub::{self, Event, Hub, HubHandle, Outlets};
@@ -38,30 +38,21 @@ pub struct Server {
 }
 
 /// Why the service does not start.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The system has room for too few connections.
-    Capacity(TooFew),
+    #[error(transparent)]
+    Capacity(#[from] TooFew),
     /// Tokens cannot be verified.
-    Verifier(VerifierError),
+    #[error(transparent)]
+    Verifier(#[from] VerifierError),
     /// `REDIS_ADDR` is bad; what is wrong with it.
+    #[error("{0}")]
     Redis(String),
     /// The address cannot be bound, or a thread cannot be started: what was tried, and why not.
-    Io(String, io::Error),
+    #[error("cannot {0}: {1}")]
+    Io(String, #[source] io::Error),
 }
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Capacity(error) => error.fmt(f),
-            Self::Verifier(error) => error.fmt(f),
-            Self::Redis(error) => f.write_str(error),
-            Self::Io(what, error) => write!(f, "cannot {what}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// What had not ended at `SHUTDOWN_TIMEOUT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,8 +79,7 @@ impl Server {
     /// [`StartError`].
     pub fn start(config: Config) -> Result<Self, StartError> {
         let capacity =
-            Capacity::within(config.max_connections, config.max_writers, &SystemLimits::read())
-                .map_err(StartError::Capacity)?;
+            Capacity::within(config.max_connections, config.max_writers, &SystemLimits::read())?;
         if capacity.decided_by.is_some() {
             warn!("{capacity}");
         }
@@ -100,7 +90,7 @@ impl Server {
             let what = what.to_owned();
             move |error| StartError::Io(what, error)
         };
-        let verifier = Arc::new(Verifier::new(&config.jwt).map_err(StartError::Verifier)?);
+        let verifier = Arc::new(Verifier::new(&config.jwt)?);
         let authorizer = Arc::new(match &config.backend_url {
             Some(url) => Authorizer::backend(url, &threads)
                 .map_err(failed("start a thread for BACKEND_URL"))?,
@@ -128,7 +118,7 @@ impl Server {
         }
 
         let counters = Counters::default();
-        let metrics = Metrics::new(&counters, hub.clone(), Arc::clone(&authorizer), bridge.clone());
+        let metrics = Metrics::new(&counters, hub.clone(), &authorizer, bridge.clone());
         let instance = instance_name();
         let handshake = Handshake {
             verifier: Arc::clone(&verifier),
@@ -142,9 +132,7 @@ impl Server {
         };
         let rest = RestParts {
             hub: hub.clone(),
-            verify: Arc::new(move |token| {
-                verifier.verify(token).map_err(|error| error.to_string())
-            }),
+            verify: Arc::new(move |token| verifier.verify(token)),
             redis_state: redis_state_of(bridge.clone()),
             metrics,
             counters,
@@ -265,5 +253,5 @@ fn subscribe(bridge: &dyn PubSub, hub: HubHandle) -> io::Result<()> {
 }
 
 fn redis_state_of(bridge: Option<Arc<dyn PubSub>>) -> crate::rest::RedisState {
-    Arc::new(move || bridge.as_ref().map_or("disabled", |bridge| bridge.state()))
+    Arc::new(move || bridge.as_ref().map_or(BridgeState::Disabled, |bridge| bridge.state()))
 }

@@ -7,6 +7,9 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "support/memory.rs"]
+mod memory;
+
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::ops::ControlFlow;
@@ -15,8 +18,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use memory::{MemoryBroker, MemoryPubSub};
 use realtime_service::auth::Identity;
-use realtime_service::bridge::{DropReason, MemoryBroker, MemoryPubSub, Outgoing, PubSub};
+use realtime_service::bridge::{DropReason, Outgoing, PubSub};
 use realtime_service::config::Config;
 use realtime_service::hub::socket::{Activity, Socket};
 use realtime_service::hub::{

@@ -19,17 +19,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select_biased, unbounded};
 use log::warn;
-
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::{Verdict, verdict};
 use crate::config::{BACKEND_CALLS, BACKEND_TIMEOUT};
 use crate::protocol::{Id, Room};
+use crate::runtime::count::{CountBy, Kind};
 use crate::runtime::threads::Threads;
 use call::{CallError, Caller};
 
@@ -79,30 +78,35 @@ impl Default for Settings {
 /// Upper bounds of the duration of a call, in seconds; past the last it has failed.
 const CALL_SECONDS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0];
 
+impl Kind for Verdict {
+    const ALL: &'static [Self] = &[Self::Allowed, Self::Denied, Self::Failed];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Calls to the backend since the start, for the metrics.
 #[derive(Debug)]
 pub struct BackendStats {
-    allowed: AtomicU64,
-    denied: AtomicU64,
-    failed: AtomicU64,
+    calls: CountBy<Verdict>,
     seconds: Histogram,
 }
 
 impl Default for BackendStats {
     fn default() -> Self {
-        Self {
-            allowed: AtomicU64::new(0),
-            denied: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            seconds: Histogram::new(CALL_SECONDS),
-        }
+        Self { calls: CountBy::new("result"), seconds: Histogram::new(CALL_SECONDS) }
     }
 }
 
 impl BackendStats {
-    /// Calls that ended so. Questions that were answered without a call are not counted.
-    pub fn calls(&self, verdict: Verdict) -> u64 {
-        self.counter(verdict).load(Ordering::Relaxed)
+    /// Calls by how they ended. Questions that were answered without a call are not counted.
+    pub fn calls(&self) -> &CountBy<Verdict> {
+        &self.calls
     }
 
     /// How long calls took, in seconds.
@@ -110,16 +114,8 @@ impl BackendStats {
         &self.seconds
     }
 
-    fn counter(&self, verdict: Verdict) -> &AtomicU64 {
-        match verdict {
-            Verdict::Allowed => &self.allowed,
-            Verdict::Denied => &self.denied,
-            Verdict::Failed => &self.failed,
-        }
-    }
-
     fn count(&self, verdict: Verdict, took: Duration) {
-        self.counter(verdict).fetch_add(1, Ordering::Relaxed);
+        self.calls.count(verdict);
         self.seconds.observe(took.as_secs_f64());
     }
 }

@@ -4,7 +4,6 @@
 //! stack is small, and nothing here recurses into what a peer has nested; one clock read serves all
 //! checks; a claim is judged by its JSON text, so that a float is never taken for an id.
 
-use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -48,37 +47,52 @@ impl Identity {
 }
 
 /// Why a token was refused. `Display` is a short reason for a log line, without any of the token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum TokenError {
     /// There is no token, or it is empty.
+    #[error("missing")]
     Missing,
     /// Over [`MAX_TOKEN_BYTES`].
+    #[error("too long")]
     TooLong,
     /// Not three parts of base64url JSON objects, or a claim is there twice.
+    #[error("malformed")]
     Malformed,
     /// `alg` is missing or not HS256, HS384 or HS512.
+    #[error("algorithm not allowed")]
     AlgorithmNotAllowed,
     /// The header has `crit`: it demands an extension, and none is understood (RFC 7515 section 4.1.11).
+    #[error("unknown extension")]
     UnknownExtension,
     /// The signature is not that of `JWT_SECRET`.
+    #[error("bad signature")]
     BadSignature,
     /// `exp` is missing.
+    #[error("no exp")]
     NoExpiry,
     /// `exp` has passed.
+    #[error("expired")]
     Expired,
     /// `nbf` or `iat` is still to come.
+    #[error("not yet valid")]
     NotYetValid,
     /// `exp`, `nbf` or `iat`, as named, is not a number.
+    #[error("bad time in {0}")]
     BadTime(&'static str),
     /// None of `sub`, `user_id` and `id` is there.
+    #[error("no user id")]
     NoUserId,
     /// The claim of this name is neither 1 to 128 visible characters nor an integer.
+    #[error("bad id in {0}")]
     BadId(&'static str),
     /// `role` is not a string of at most 128 bytes.
+    #[error("bad role")]
     BadRole,
     /// `iss` is not `JWT_ISSUER`.
+    #[error("wrong issuer")]
     WrongIssuer,
     /// `aud` does not contain `JWT_AUDIENCE`.
+    #[error("wrong audience")]
     WrongAudience,
 }
 
@@ -102,52 +116,16 @@ impl TokenError {
     }
 }
 
-impl fmt::Display for TokenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self {
-            Self::Missing => "missing",
-            Self::TooLong => "too long",
-            Self::Malformed => "malformed",
-            Self::AlgorithmNotAllowed => "algorithm not allowed",
-            Self::UnknownExtension => "unknown extension",
-            Self::BadSignature => "bad signature",
-            Self::NoExpiry => "no exp",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not yet valid",
-            Self::BadTime(claim) => return write!(f, "bad time in {claim}"),
-            Self::NoUserId => "no user id",
-            Self::BadId(claim) => return write!(f, "bad id in {claim}"),
-            Self::BadRole => "bad role",
-            Self::WrongIssuer => "wrong issuer",
-            Self::WrongAudience => "wrong audience",
-        };
-        f.write_str(text)
-    }
-}
-
-impl std::error::Error for TokenError {}
-
 /// Why no verifier could be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum VerifierError {
     /// The secret is empty: anyone could sign.
+    #[error("JWT_SECRET is empty")]
     EmptySecret,
     /// A token signed with the secret at start-up was refused.
+    #[error("a token signed with JWT_SECRET is refused: {0}")]
     SelfTest(TokenError),
 }
-
-impl fmt::Display for VerifierError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::EmptySecret => f.write_str("JWT_SECRET is empty"),
-            Self::SelfTest(error) => {
-                write!(f, "a token signed with JWT_SECRET is refused: {error}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for VerifierError {}
 
 /// Checks tokens; shared by all connections through an `Arc`. Its `Debug` hides the secret.
 #[derive(Debug)]

@@ -43,7 +43,7 @@ pub(super) fn queue(counters: Arc<BridgeCounters>) -> (Queue, QueueReceiver) {
 impl Queue {
     /// Takes a message, or counts it as dropped; never waits.
     pub(super) fn offer(&self, outgoing: Outgoing) -> Result<(), DropReason> {
-        self.try_offer(outgoing).inspect_err(|reason| self.counters.add_dropped(*reason, 1))
+        self.try_offer(outgoing).inspect_err(|reason| self.counters.dropped.add(*reason, 1))
     }
 
     fn try_offer(&self, outgoing: Outgoing) -> Result<(), DropReason> {

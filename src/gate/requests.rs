@@ -10,6 +10,7 @@ use crate::config::{KIB, MIB};
 use crate::http::cors;
 use crate::http::head::{Head, Version};
 use crate::http::response::{Response, linger, write_within};
+use crate::metrics::RefusalReason;
 
 /// Path of the WebSocket handshake.
 const WEBSOCKET_PATH: &str = "/ws";
@@ -135,7 +136,7 @@ impl Requests<'_> {
             return Some(Response::unavailable("the service is shutting down"));
         }
         if self.permit.reserve && !(probe && matches!(path, "/health" | "/ready" | "/metrics")) {
-            self.context().refused.count("connection_cap");
+            self.context().refused.count(RefusalReason::ConnectionCap);
             return Some(Response::unavailable("all connections are taken"));
         }
         None

@@ -11,7 +11,8 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::*;
 use crate::auth::Authorizer;
-use crate::auth::Identity;
+use crate::auth::{Identity, TokenError};
+use crate::bridge::BridgeState;
 use crate::config::{KIB, MIB, RoomPolicy};
 use crate::hub::{Counts, Event, HubHandle};
 use crate::metrics::{Counters, Metrics};
@@ -41,7 +42,7 @@ fn config() -> GateConfig {
     }
 }
 
-fn verify(token: &str) -> Result<Identity, String> {
+fn verify(token: &str) -> Result<Identity, TokenError> {
     match token {
         "admin" | "service" | "client" => Ok(Identity {
             user_id: Id::parse("u").unwrap(),
@@ -51,7 +52,7 @@ fn verify(token: &str) -> Result<Identity, String> {
             expires_at: SystemTime::now(),
         }),
         "panic" => panic!("on purpose"),
-        _ => Err("bad signature".into()),
+        _ => Err(TokenError::BadSignature),
     }
 }
 
@@ -86,14 +87,14 @@ impl Rig {
         threads.spawn("hub", move || hub(&received)).unwrap();
         let hub = HubHandle::new(events);
         let counters = Counters::default();
-        let authorizer = Arc::new(Authorizer::rules(RoomPolicy::Open));
+        let authorizer = Authorizer::rules(RoomPolicy::Open);
         let parts = RestParts {
-            metrics: Metrics::new(&counters, hub.clone(), authorizer, None),
+            metrics: Metrics::new(&counters, hub.clone(), &authorizer, None),
             counters,
             instance: "test".into(),
             hub,
             verify: Arc::new(verify),
-            redis_state: Arc::new(|| "disabled"),
+            redis_state: Arc::new(|| BridgeState::Disabled),
             allowed_origins: config.allowed_origins.clone(),
             api_auth,
         };
@@ -316,7 +317,10 @@ fn notify_needs_a_role_and_answers_counts() {
     let forged = ask("forged", ONE);
     assert_eq!(forged.status, 401);
     assert!(forged.has("WWW-Authenticate: Bearer"));
-    assert!(forged.body.contains("bad signature") && !forged.body.contains("forged"));
+    assert!(
+        forged.body.contains(r#""error":"invalid_token","message":"invalid token""#),
+        "{forged:?}"
+    );
     assert_eq!(ask("a b", ONE).status, 401);
     assert_eq!(ask("client", ONE).status, 403);
     assert_eq!(rig.ask(&get("/admin/clients")).status, 401);

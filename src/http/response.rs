@@ -62,6 +62,11 @@ impl Response {
         Self::error(503, "service_unavailable", message)
     }
 
+    /// 401 that asks for a bearer token (RFC 6750 section 3).
+    pub fn unauthorized(code: &str, message: &str) -> Self {
+        Self::error(401, code, message).with_header("WWW-Authenticate", "Bearer")
+    }
+
     /// Adds a header. A byte that could end the line or is not visible ASCII becomes `?`: nothing
     /// that a peer chose splits a response.
     pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {

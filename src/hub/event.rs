@@ -1,7 +1,6 @@
 //! What comes to the hub: the closed set of events, and the handle that sends them.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -312,16 +311,9 @@ impl Drop for Publisher {
 }
 
 /// The hub's thread has ended: the service is stopping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the hub has ended")]
 pub struct HubGone;
-
-impl fmt::Display for HubGone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the hub has ended")
-    }
-}
-
-impl std::error::Error for HubGone {}
 
 /// Sends events to the hub, and never waits to do so: what may wait is bounded by allowances, and by what
 /// one thread asks at a time.

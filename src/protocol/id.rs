@@ -78,16 +78,9 @@ impl ToValue for Id {
 }
 
 /// Not an id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected 1 to {MAX_ID_BYTES} visible ASCII characters")]
 pub struct BadId;
-
-impl fmt::Display for BadId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "expected 1 to {MAX_ID_BYTES} visible ASCII characters")
-    }
-}
-
-impl std::error::Error for BadId {}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]

@@ -4,13 +4,13 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
-use time::macros::format_description;
 
 use super::frame::{OPCODE_TEXT, frame, text_frame};
 use super::json::{parse_object, quoted, string};
 use super::room::{BadRoom, Room};
+use crate::runtime::clock::Timestamp;
 
-/// The errors a client can be told, with the codes and texts of DESIGN section 3.
+/// The errors a client can be told, with the codes and texts of `docs/PROTOCOL.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
     /// Not a JSON object, or a binary message, or an `id` that is neither string nor number.
@@ -150,7 +150,7 @@ impl<'a> ClientMessage<'a> {
     /// Parses one text message.
     ///
     /// # Errors
-    /// The code of DESIGN section 3, with the message's id where it has one.
+    /// What is wrong, with the message's id where it has one.
     pub fn parse(text: &'a str) -> Result<Self, BadMessage> {
         let bad = |code, id: &Option<MessageId>| BadMessage { code, id: id.clone() };
         let envelope: Envelope<'a> =
@@ -231,29 +231,19 @@ pub fn error_frame(code: ErrorCode, id: Option<&MessageId>) -> Bytes {
 
 /// The frame of a client's broadcast; the body's bytes are passed on as they came.
 pub fn broadcast_frame(from: &str, room: &Room, at: OffsetDateTime, body: &str) -> Bytes {
-    let ts = timestamp(at);
+    let ts = Timestamp::new(at);
     let parts = [
         br#"{"from":""#,
         from.as_bytes(),
         br#"","room":""#,
         room.as_str().as_bytes(),
         br#"","ts":""#,
-        &ts,
+        ts.as_bytes(),
         br#"","body":"#,
         body.as_bytes(),
         b"}",
     ];
     frame(OPCODE_TEXT, &parts)
-}
-
-/// `2026-01-02T03:04:05.678Z`: RFC 3339 in UTC, milliseconds, as JavaScript's `toISOString`.
-fn timestamp(at: OffsetDateTime) -> [u8; 24] {
-    let format =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    let mut text = *b"1970-01-01T00:00:00.000Z";
-    // It has 24 bytes until the year 9999.
-    let _ = at.format_into(&mut text.as_mut_slice(), &format);
-    text
 }
 
 /// The frame of a notification; `data` is JSON and is passed on as it came.

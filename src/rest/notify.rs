@@ -146,7 +146,9 @@ fn parse_one(text: &str) -> Result<Delivery, BadMember> {
         NotifyError::BadEvent => BadMember::new("event", error.to_string()),
         NotifyError::TooLarge(_) => BadMember::whole("notification_too_large", error.to_string()),
         NotifyError::BadUser(_) => BadMember::new("user_id", error.to_string()),
-        NotifyError::BadData(_) | NotifyError::HubGone => BadMember::new("data", error.to_string()),
+        NotifyError::BadData(_) | NotifyError::HubGone(_) => {
+            BadMember::new("data", error.to_string())
+        }
     })
 }
 

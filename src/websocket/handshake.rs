@@ -19,7 +19,7 @@ use crate::http::response::refuse;
 use crate::http::{Head, Response};
 use crate::hub::socket::{Socket, TcpSocket};
 use crate::hub::{Event, HubHandle, Publisher, Refusal};
-use crate::metrics::Counters;
+use crate::metrics::{Counters, RefusalReason};
 use crate::websocket::reader::Reader;
 
 /// The subprotocol under which a browser passes its token, which can set no header.
@@ -68,10 +68,11 @@ impl Handshake {
 
     fn judge(&self, head: &Head, number: u64, peer: SocketAddr) -> Result<Admission, Response> {
         let refused = &self.counters.refused;
-        let accept = check_request(head).inspect_err(|_| refused.count("bad_request"))?;
+        let accept =
+            check_request(head).inspect_err(|_| refused.count(RefusalReason::BadRequest))?;
         let origin = head.header("origin");
         if !self.allowed_origins.allows(origin) {
-            refused.count("origin_not_allowed");
+            refused.count(RefusalReason::OriginNotAllowed);
             info!(conn = number, peer:%, origin; "origin refused");
             return Err(Response::error(403, "origin_not_allowed", "this origin may not connect"));
         }
@@ -79,10 +80,9 @@ impl Handshake {
             .ok_or(TokenError::Missing)
             .and_then(|token| self.verifier.verify(&token))
             .map_err(|error| {
-                refused.count(error.code());
+                refused.count(error.into());
                 info!(conn = number, peer:%, reason:% = error; "token refused");
-                Response::error(401, error.code(), error.client_text())
-                    .with_header("WWW-Authenticate", "Bearer")
+                Response::unauthorized(error.code(), error.client_text())
             })?;
         let identity = Arc::new(identity);
         let publisher = self.reserve(&identity, number)?;
@@ -97,14 +97,14 @@ impl Handshake {
             .unwrap_or(Err(Refusal::ShuttingDown))
             .map_err(|refusal| match refusal {
                 Refusal::UserCap => {
-                    self.counters.refused.count("too_many_connections");
+                    self.counters.refused.count(RefusalReason::TooManyConnections);
                     info!(conn = number, user = identity.user_id; "too many connections");
                     let message = "this user has too many connections";
                     Response::error(429, "too_many_connections", message)
                         .with_header("Retry-After", "1")
                 }
                 Refusal::ShuttingDown => {
-                    self.counters.refused.count("shutting_down");
+                    self.counters.refused.count(RefusalReason::ShuttingDown);
                     Response::unavailable("the service is shutting down")
                 }
             })?;

@@ -196,9 +196,10 @@ fn websocket<S: Read + Write>(stream: S, early: Vec<u8>, message_bytes: usize) -
     WebSocket::from_partially_read(stream, early, Role::Server, Some(config))
 }
 
-/// The frame path without a socket, for tests and fuzzing: reads the frames of a client to the end of
+/// The frame path without a socket, for the fuzz targets: reads the frames of a client to the end of
 /// the stream or of the connection, hands each data message to `on_message` (`None` is a binary one),
 /// and returns the Close that is due, if one is.
+#[cfg(fuzzing)]
 pub fn follow(
     stream: impl Read,
     message_bytes: usize,

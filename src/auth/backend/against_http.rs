@@ -237,7 +237,7 @@ fn only_a_200_that_allows_lets_in() {
         );
     }
     let stats = authorizer.stats().unwrap();
-    let calls = [Verdict::Allowed, Verdict::Denied, Verdict::Failed].map(|v| stats.calls(v));
+    let calls = [Verdict::Allowed, Verdict::Denied, Verdict::Failed].map(|v| stats.calls().get(v));
     assert_eq!(calls, [2, 11, 13]);
 }
 

@@ -1,6 +1,5 @@
 //! One call to the authorization backend: the URL, the request, what the answer means.
 
-use std::fmt;
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
@@ -29,26 +28,17 @@ const MAX_ADDRESSES: usize = 16;
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Why a call gave no verdict. `Display` is for the log.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
     /// No answer: refused, cut, out of time, or not HTTP.
+    #[error("no answer: {0}")]
     Http(ureq::Error),
     /// A 200 whose body is not a JSON object with a boolean `allowed`.
+    #[error("the answer is not {{\"allowed\":true}} or {{\"allowed\":false}}")]
     Junk,
     /// The calling thread panicked.
+    #[error("the call panicked")]
     Panic,
-}
-
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Http(error) => write!(f, "no answer: {error}"),
-            Self::Junk => {
-                f.write_str("the answer is not {\"allowed\":true} or {\"allowed\":false}")
-            }
-            Self::Panic => f.write_str("the call panicked"),
-        }
-    }
 }
 
 /// Calls the backend; one for all threads, so that they share its kept connections.

@@ -89,8 +89,8 @@ fn a_job_whose_time_is_over_is_not_called() {
     Worker { jobs: taken, report, call, stats: Arc::clone(&stats) }.run();
     assert!(matches!(outcomes.recv().unwrap().result, Err(None)));
     assert!(matches!(outcomes.recv().unwrap().result, Ok(true)));
-    assert_eq!(stats.calls(Verdict::Allowed), 1);
-    assert_eq!(stats.calls(Verdict::Failed), 0);
+    assert_eq!(stats.calls().get(Verdict::Allowed), 1);
+    assert_eq!(stats.calls().get(Verdict::Failed), 0);
 }
 
 #[test]
