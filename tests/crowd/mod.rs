@@ -102,6 +102,8 @@ struct Link {
     read_at: Instant,
     close: Option<u16>,
     ended: bool,
+    /// It ended by a reset.
+    reset: bool,
 }
 
 impl Link {
@@ -134,7 +136,10 @@ impl Link {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.ended = true,
+                Err(error) => {
+                    self.ended = true;
+                    self.reset = error.kind() == ErrorKind::ConnectionReset;
+                }
             }
         }
     }
@@ -260,6 +265,7 @@ impl Crowd {
             read_at: Instant::now(),
             close: None,
             ended: false,
+            reset: false,
         });
         link
     }
@@ -301,7 +307,11 @@ impl Crowd {
         if matches!(pace, Pace::BytesPerSecond(_)) {
             self.paced.push(link);
         }
-        (self.links[link].pace, self.links[link].read_at) = (pace, Instant::now());
+        let changed = &mut self.links[link];
+        (changed.pace, changed.read_at, changed.ended) = (pace, Instant::now(), false);
+        // What has come already is told again.
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().reregister(&mut changed.stream, Token(link), interest).unwrap();
     }
 
     /// Waits for one round of arrivals, and hands over each text and whose it is.
@@ -356,6 +366,11 @@ impl Crowd {
     /// Whether its connection has ended, or that of a client that does not read is broken.
     pub fn has_ended(&self, link: usize) -> bool {
         self.links[link].ended
+    }
+
+    /// Whether its connection has ended by a reset.
+    pub fn was_reset(&self, link: usize) -> bool {
+        self.links[link].reset
     }
 
     /// How many of these have ended.
