@@ -110,7 +110,7 @@ fn thousands_who_come_and_are_cut_leave_nothing_behind() {
         let user = format!("u{n}");
         let mut crowd = Crowd::new(&service);
         // One of five is cut by the service; the others reset what they have.
-        if n % 5 == 0 {
+        if n.is_multiple_of(5) {
             connect_and_be_cut(&service, &mut crowd, &user);
             held.push_back(crowd);
         } else {

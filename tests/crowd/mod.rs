@@ -37,6 +37,10 @@ const OPENING_AT_ONCE: usize = 64;
 const SCRATCH_BYTES: usize = 256 * 1024;
 /// Small, so that thousands of sockets cannot take the machine's TCP memory.
 const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
+/// A longer text is handed over by its first bytes only: copying megabytes for thousands of clients would
+/// make the clients slow.
+const WHOLE_BYTES: usize = 16 * 1024;
+const START_BYTES: usize = 256;
 /// The longest that one step of a background thread waits for something to arrive.
 const STEP: Duration = Duration::from_millis(2);
 
@@ -96,6 +100,8 @@ struct Link {
     upgraded: bool,
     /// The start of what has not come to its end; mostly empty.
     partial: Vec<u8>,
+    /// Of a long text: its first bytes, and how many are still to come.
+    long: Option<(Vec<u8>, usize)>,
     unsent: Vec<u8>,
     pace: Pace,
     /// When a paced client has read last.
@@ -152,7 +158,22 @@ impl Link {
             joined = std::mem::take(&mut self.partial);
             bytes = &joined;
         }
-        while let Some((unit, length)) = parse(bytes, self.upgraded) {
+        loop {
+            if let Some((start, left)) = &mut self.long {
+                let length = bytes.len().min(*left);
+                bytes = &bytes[length..];
+                *left -= length;
+                if *left > 0 {
+                    return;
+                }
+                on_text(start);
+                self.long = None;
+            }
+            if let Some((start, length)) = long_text(bytes, self.upgraded) {
+                self.long = Some((start.to_vec(), length));
+                continue;
+            }
+            let Some((unit, length)) = parse(bytes, self.upgraded) else { break };
             match unit {
                 Unit::Head(head) => {
                     let head = String::from_utf8_lossy(head);
@@ -173,17 +194,30 @@ impl Link {
     }
 }
 
+/// The first bytes of the long text that `bytes` begin with, and the length of its frame.
+fn long_text(bytes: &[u8], upgraded: bool) -> Option<(&[u8], usize)> {
+    let (header, length) = extent(bytes)?;
+    let is_long = upgraded && bytes[0] == 0x81 && length > WHOLE_BYTES;
+    let start = bytes.get(header..header + START_BYTES)?;
+    is_long.then_some((start, header + length))
+}
+
+/// Lengths of header and payload of the frame that `bytes` begin with.
+fn extent(bytes: &[u8]) -> Option<(usize, usize)> {
+    Some(match *bytes.get(1)? {
+        127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap()) as usize),
+        126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap()))),
+        length => (2, usize::from(length)),
+    })
+}
+
 /// The first whole unit in `bytes`, and its length there.
 fn parse(bytes: &[u8], upgraded: bool) -> Option<(Unit<'_>, usize)> {
     if !upgraded {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
         return Some((Unit::Head(&bytes[..end]), end));
     }
-    let (header, length) = match *bytes.get(1)? {
-        127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap()) as usize),
-        126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap()))),
-        length => (2, usize::from(length)),
-    };
+    let (header, length) = extent(bytes)?;
     let payload = bytes.get(header..header + length)?;
     let unit = match bytes[0] {
         0x81 => Unit::Text(payload),
@@ -260,6 +294,7 @@ impl Crowd {
             stream,
             upgraded: false,
             partial: Vec::new(),
+            long: None,
             unsent: Vec::new(),
             pace: Pace::Eager,
             read_at: Instant::now(),
