@@ -181,7 +181,8 @@ fn a_room_over_its_rate_refuses_its_senders_and_no_others() {
     println!("{busy:?} in {seconds:.1} s");
     let most = (4.0 * ROOM_BYTES + ROOM_BYTES * seconds) * SLACK;
     assert!(busy.sent as f64 * 1000.0 < most, "{busy:?} in {seconds} s, allowed are {most} bytes");
-    assert!(busy.sent >= 16, "{busy:?}: less than a second's");
+    // Frames are a little longer than their bodies.
+    assert!(busy.sent >= 12, "{busy:?}: less than a second's");
 
     let mut quiet = Fate::default();
     broadcast_many(&mut connect(&service, "other"), "quiet", &body, 10, &mut quiet);

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crowd::{Background, Crowd, Pace, broadcast, start, start_on};
+use crowd::{Background, CONNECTIONS_PER_USER, Crowd, Pace, broadcast, start, start_on};
 use serde_json::{Value, json};
 use support::{PATIENCE, Redis, Service, full_size, token};
 
@@ -36,10 +36,10 @@ fn assert_nobody_is_cut(service: &Service) {
     assert!(cut.is_empty(), "{} were cut: {}", cut.len(), cut[0]);
 }
 
-/// Large notifications for a room in one request; each begins with its number and the time `at`.
-fn batch(room: &str, count: usize, at: u128) -> Value {
+/// Large notifications for a room or a user in one request; each begins with its number and the time `at`.
+fn batch((kind, name): (&str, &str), count: usize, at: u128) -> Value {
     let text = "x".repeat(LARGE);
-    let one = |n| json!({"event": "batch", "room": room, "data": [n, at as u64, text]});
+    let one = |n| json!({"event": "batch", kind: name, "data": [n, at as u64, text]});
     (0..count).map(one).collect()
 }
 
@@ -60,7 +60,7 @@ fn a_large_batch_reaches_every_member_that_reads() {
     let mut crowd = Crowd::new(&service);
     let members = crowd.enter("member", members, "lobby");
     let mut writers = 0;
-    let batch = batch("lobby", MESSAGES, 0);
+    let batch = batch(("room", "lobby"), MESSAGES, 0);
     let begin = Instant::now();
     let mut next = vec![0; members.len()];
     let mut whole = 0;
@@ -155,12 +155,18 @@ fn members_on_a_slow_line_survive_a_burst_of_two_sockets() {
 
 #[test]
 fn members_that_read_do_not_wait_for_those_that_do_not() {
+    const ROUNDS: usize = 16;
+    /// What everyone gets in a round; and what a hundred of those that read get besides, which is more
+    /// than a socket takes, so that they push back for a moment and need writers, too.
+    const FOR_ALL: usize = 4;
+    const FOR_SOME: usize = 8;
+    const SOME_USERS: usize = 5;
     let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    // The smaller size has fewer writers than stalled members, too.
-    let (each, writers, bound) = if full_size() {
-        (1000, "1024", Duration::from_millis(500))
+    // The smaller size has fewer writers than stalled members too, and shares the machine.
+    let (each, writers, pause, bound) = if full_size() {
+        (1000, "1024", Duration::from_secs(1), Duration::from_millis(500))
     } else {
-        (100, "50", Duration::from_secs(2))
+        (100, "50", Duration::from_millis(400), Duration::from_secs(2))
     };
     let service = start(&[("MAX_WRITERS", writers)]);
     let mut crowd = Crowd::new(&service);
@@ -181,15 +187,18 @@ fn members_that_read_do_not_wait_for_those_that_do_not() {
             }
         });
     });
-    // More at a time than a socket takes: who reads pushes back for a moment, too.
-    let (messages, batches) = (6, 16);
-    for _ in 0..batches {
+    for _ in 0..ROUNDS {
         let start = Instant::now();
-        let answer = service.notify(&batch("lobby", messages, begin.elapsed().as_micros()));
-        assert_eq!(answer.status, 200, "{answer:?}");
-        std::thread::sleep(Duration::from_millis(400).saturating_sub(start.elapsed()));
+        let send = |target: (&str, &str), count| {
+            let answer = service.notify(&batch(target, count, begin.elapsed().as_micros()));
+            assert_eq!(answer.status, 200, "{answer:?}");
+        };
+        send(("room", "lobby"), FOR_ALL);
+        (0..SOME_USERS).for_each(|n| send(("user_id", &format!("reading-{n}")), FOR_SOME));
+        std::thread::sleep(pause.saturating_sub(start.elapsed()));
     }
-    let due = (batches * messages * each) as u64;
+    let due = ROUNDS * (FOR_ALL * each + FOR_SOME * SOME_USERS * CONNECTIONS_PER_USER);
+    let due = due as u64;
     let deadline = Instant::now() + PATIENCE;
     while received.load(Ordering::Relaxed) < due && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
