@@ -2,6 +2,7 @@
 //! backend's word.
 
 mod backend;
+mod role;
 mod rules;
 mod token;
 
@@ -13,6 +14,7 @@ use crate::runtime::threads::Threads;
 
 use backend::Backend;
 pub use backend::BackendStats;
+pub use role::Role;
 use rules::permits;
 pub use token::{Identity, MAX_TOKEN_BYTES, TokenError, Verifier, VerifierError, bearer};
 
@@ -53,8 +55,14 @@ impl Authorizer {
     }
 
     /// Whether this identity may join this room. With a backend it blocks up to [`BACKEND_TIMEOUT`](crate::config::BACKEND_TIMEOUT);
-    /// with rules it is instant.
-    pub fn may_join(&self, identity: &Identity, room: &Room) -> Verdict {
+    /// with rules it is instant. It
+    /// gives up, and says [`Verdict::Failed`], when `give_up` says that nobody waits for the answer any more.
+    pub fn may_join(
+        &self,
+        identity: &Identity,
+        room: &Room,
+        give_up: impl Fn() -> bool,
+    ) -> Verdict {
         match &self.0 {
             Judge::Rules(policy) => verdict(permits(*policy, identity, room)),
             // Admins are in this room from the connect on, whatever the backend thinks.
@@ -63,7 +71,7 @@ impl Authorizer {
             }
             // Encoded or not, a proxy may resolve the dots and ask for another path; no such id exists.
             Judge::Backend(_) if has_dot_segment(room) => Verdict::Denied,
-            Judge::Backend(backend) => backend.ask(&identity.user_id, room),
+            Judge::Backend(backend) => backend.ask(&identity.user_id, room, give_up),
         }
     }
 
@@ -96,16 +104,21 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::protocol::Id;
 
     /// User 1, seller 2, client 3.
     fn identity(role: &str) -> Identity {
         Identity {
-            user_id: "1".into(),
+            user_id: Id::parse("1").unwrap(),
             role: role.into(),
-            seller_id: Some("2".into()),
-            client_id: Some("3".into()),
+            seller_id: Some(Id::parse("2").unwrap()),
+            client_id: Some(Id::parse("3").unwrap()),
             expires_at: SystemTime::UNIX_EPOCH,
         }
+    }
+
+    fn never() -> bool {
+        false
     }
 
     fn room(name: &str) -> Room {
@@ -117,8 +130,8 @@ mod tests {
         let authorizer = Authorizer::rules(RoomPolicy::Open);
         assert!(authorizer.is_local());
         assert!(authorizer.stats().is_none());
-        assert_eq!(authorizer.may_join(&identity(""), &room("lobby")), Verdict::Allowed);
-        assert_eq!(authorizer.may_join(&identity(""), &room("user-2")), Verdict::Denied);
+        assert_eq!(authorizer.may_join(&identity(""), &room("lobby"), never), Verdict::Allowed);
+        assert_eq!(authorizer.may_join(&identity(""), &room("user-2"), never), Verdict::Denied);
     }
 
     #[test]
@@ -126,12 +139,24 @@ mod tests {
         // Nothing listens there, so that a call fails.
         let authorizer = Authorizer::backend("http://127.0.0.1:1", &Threads::default()).unwrap();
         assert!(!authorizer.is_local());
-        assert_eq!(authorizer.may_join(&identity("admin"), &room("admins")), Verdict::Allowed);
-        assert_eq!(authorizer.may_join(&identity("client"), &room("admins")), Verdict::Failed);
-        assert_eq!(authorizer.may_join(&identity("admin"), &room("lobby")), Verdict::Failed);
+        assert_eq!(
+            authorizer.may_join(&identity("admin"), &room("admins"), never),
+            Verdict::Allowed
+        );
+        assert_eq!(
+            authorizer.may_join(&identity("client"), &room("admins"), never),
+            Verdict::Failed
+        );
+        assert_eq!(authorizer.may_join(&identity("admin"), &room("lobby"), never), Verdict::Failed);
         for name in ["order-.", "order-..", "seller-.", "seller-.."] {
-            assert_eq!(authorizer.may_join(&identity("admin"), &room(name)), Verdict::Denied);
+            assert_eq!(
+                authorizer.may_join(&identity("admin"), &room(name), never),
+                Verdict::Denied
+            );
         }
-        assert_eq!(authorizer.may_join(&identity("admin"), &room("order-...")), Verdict::Failed);
+        assert_eq!(
+            authorizer.may_join(&identity("admin"), &room("order-..."), never),
+            Verdict::Failed
+        );
     }
 }

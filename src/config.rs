@@ -42,10 +42,17 @@ pub const SOCKET_RECEIVE_BUFFER_BYTES: usize = 64 * KIB;
 /// Listen backlog: the standard library's 128 drops connects in a burst.
 pub const LISTEN_BACKLOG: i32 = 4096;
 
-/// Frames appended to outboxes before the hub flushes: bounds how long a large room delays another.
+/// Frames appended to outboxes before the hub flushes, while several publishers wait: bounds how long a
+/// large room delays another.
 pub const FLUSH_FRAMES: usize = 16_384;
-/// Events that wait for the hub; a full channel is the back-pressure on publishers.
-pub const HUB_QUEUE: usize = 4096;
+/// The same while one publisher has all to itself: a send that carries more frames costs each of them less.
+pub const LONE_FLUSH_FRAMES: usize = 65_536;
+/// Connections that have something appended before the hub flushes, while several publishers wait: each is
+/// a send, and all wait for the last.
+pub const FLUSH_SOCKETS: usize = 1024;
+/// Bytes appended, each frame counted once, before the hub flushes: a batch of large notifications goes out
+/// in parts, rather than being a backlog at every member at once.
+pub const FLUSH_BYTES: usize = 256 * KIB;
 /// How often the hub walks all connections for heartbeat, expiry and deadlines.
 pub const TICK: Duration = Duration::from_secs(1);
 /// How long a message may stay unfinished (fragments or bytes missing) before the peer is cut.
@@ -167,7 +174,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Messages per second that a client may send.
+/// Messages per second that a user may send, over all of its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimit {
     /// `RATE_LIMIT`, default 50 messages per second; 0 turns the limit off.
@@ -209,6 +216,10 @@ pub struct Config {
     pub max_writers: usize,
     /// `RATE_LIMIT`, `RATE_BURST`.
     pub rate_limit: RateLimit,
+    /// `RATE_BYTES`, default 64 KiB.
+    pub rate_bytes: usize,
+    /// `ROOM_RATE_BYTES`, default 1 MiB.
+    pub room_rate_bytes: usize,
     /// `SEND_QUEUE_FRAMES`, default 256: longest backlog, in frames.
     pub send_queue_frames: usize,
     /// `SEND_QUEUE_BYTES`, default 1 MiB: largest backlog; one frame always fits an empty one.
@@ -257,7 +268,9 @@ impl Config {
             max_rooms_per_client: 100,
             max_writers: 1024,
             rate_limit: RateLimit { per_second: 50, burst: 100 },
-            send_queue_frames: 256,
+            rate_bytes: 64 * KIB,
+            room_rate_bytes: MIB,
+            send_queue_frames: 16_384,
             send_queue_bytes: MIB,
             write_timeout: Duration::from_secs(5),
             head_timeout: Duration::from_secs(10),
@@ -351,6 +364,7 @@ impl Config {
             per_second: env.number("RATE_LIMIT", config.rate_limit.per_second, 0, 1_000_000)?,
             burst: env.number("RATE_BURST", config.rate_limit.burst, 1, 1_000_000)?,
         };
+        config.rate_bytes = env.size("RATE_BYTES", config.rate_bytes, 0, 1024 * MIB)?;
         config.send_queue_frames =
             env.count("SEND_QUEUE_FRAMES", config.send_queue_frames, 1, 1_000_000)?;
         config.send_queue_bytes =
@@ -657,8 +671,9 @@ settings! {
     "MAX_CONNECTIONS_PER_USER", "20", "sockets of one user; 0 is off";
     "MAX_ROOMS_PER_CLIENT", "100", "rooms of one socket; admins are exempt";
     "MAX_WRITERS", "1024", "writer threads for clients that read slowly";
-    "RATE_LIMIT", "50", "messages per second of one client; 0 is off";
-    "RATE_BURST", "100", "messages that may come at once";
+    "RATE_LIMIT", "50", "messages per second of one user; 0 is off";
+    "RATE_BURST", "100", "messages of one user that may come at once";
+    "RATE_BYTES", "64KiB", "message bytes per second of one user, four times as many at once; 0 is off";
     "SEND_QUEUE_FRAMES", "256", "longest backlog of a slow client";
     "SEND_QUEUE_BYTES", "1MiB", "largest backlog of a slow client";
     "WRITE_TIMEOUT", "5s", "for one frame to a slow client";
@@ -726,6 +741,7 @@ mod tests {
             ("MAX_WRITERS", "many"),
             ("RATE_LIMIT", "1.5"),
             ("RATE_BURST", "0"),
+            ("RATE_BYTES", "64KB"),
             ("SEND_QUEUE_FRAMES", "0"),
             ("SEND_QUEUE_BYTES", "1GB"),
             ("WRITE_TIMEOUT", "0"),

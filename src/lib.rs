@@ -17,7 +17,8 @@
 //!
 //! 1. The hub thread alone owns users, rooms and memberships. No lock, no shared map: events come in
 //!    over one bounded channel, frames go out. What crosses besides are a few atomics per connection:
-//!    time of the last byte, start of an unfinished message, frames that the writer finished.
+//!    time of the last byte, start of an unfinished message, frames that the writer finished; and two per
+//!    user, of what it may send.
 //! 2. The hub never blocks: it sends without waiting or not at all, logs nothing per message, and uses
 //!    `try_send` towards everyone. So everyone else may block on the hub, and its full channel is the
 //!    back-pressure on publishers.

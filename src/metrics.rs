@@ -227,8 +227,7 @@ impl Out<'_> {
             "reason",
             by(&stats.disconnects),
         )?;
-        let slow = ["slow_consumer", "no_writer"];
-        let slow = slow.iter().filter_map(|reason| stats.disconnects.get(reason)).sum();
+        let slow = stats.disconnects.get("slow_consumer").copied().unwrap_or(0);
         self.counter("realtime_slow_consumers", "Clients cut since they did not read", slow)?;
         self.counters(
             "realtime_messages_received",

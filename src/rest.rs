@@ -17,7 +17,7 @@ use tiny_http::{Header, Request, Server, StatusCode};
 use crate::auth::{Identity, bearer};
 use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
 use crate::http::{Response, cors};
-use crate::hub::{Event, HubHandle};
+use crate::hub::{Event, HubHandle, PublisherName};
 use crate::metrics::{self, Counters, Metrics};
 use crate::notification::NotificationService;
 use crate::runtime::threads::Threads;
@@ -215,7 +215,13 @@ impl Handlers {
                 Err(_) => return Response::unavailable("the service is shutting down"),
             },
         };
-        Response::json(200, format!(r#"{{"clients":{},"rooms":{rooms}{list}}}"#, counts.clients))
+        let clients = counts.clients;
+        // Only where the list is not whole: the form that is known has no such member.
+        let total = match counts.rooms_total {
+            total if total > counts.rooms.len() => format!(r#","rooms_total":{total}"#),
+            _ => String::new(),
+        };
+        Response::json(200, format!(r#"{{"clients":{clients},"rooms":{rooms}{total}{list}}}"#))
     }
 
     fn metrics(&self, request: &mut Request) -> Response {
@@ -260,7 +266,8 @@ impl Handlers {
             Err(bad) => return Response::error(400, bad.code, &bad.message),
         };
         let is_batch = wanted.is_batch;
-        let Ok(counts) = self.notifications.send_all(wanted.deliveries) else {
+        let publisher = identity.as_ref().map_or(PublisherName::Service, PublisherName::of);
+        let Ok(counts) = self.notifications.send_all(publisher, wanted.deliveries) else {
             return Response::unavailable("the service is shutting down");
         };
         log::info!(
@@ -288,7 +295,7 @@ impl Handlers {
             log::info!(conn = connection(request), peer = peer(request), reason = reason.as_str(); "token refused");
             Response::error(401, "unauthorized", &reason).with_header("WWW-Authenticate", "Bearer")
         })?;
-        if !matches!(identity.role.as_str(), "admin" | "service") {
+        if !identity.role.may_call_api() {
             log::info!(
                 conn = connection(request), peer = peer(request), user = identity.user_id.as_str(), role = identity.role.as_str();
                 "role refused"

@@ -15,9 +15,9 @@ use uuid::Uuid;
 use crate::auth::Authorizer;
 use crate::auth::{Verifier, VerifierError};
 use crate::bridge::{Outgoing, PubSub, RedisPubSub};
-use crate::config::{AllowedOrigins, Config, Environment, HUB_QUEUE, RoomPolicy};
+use crate::config::{AllowedOrigins, Config, Environment, RoomPolicy};
 use crate::gate::{Gate, GateConfig, OnUpgrade};
-use crate::hub::{self, Event, Hub, HubHandle, Limits, Outlets};
+use crate::hub::{self, Event, Hub, HubHandle, Outlets};
 use crate::metrics::{Counters, Metrics};
 use crate::notification::NotificationService;
 use crate::protocol::frame_payload;
@@ -26,8 +26,7 @@ use crate::runtime::capacity::{Capacity, SystemLimits, TooFew};
 use crate::runtime::channel;
 use crate::runtime::threads::Threads;
 use crate::websocket::handshake::Handshake;
-use crate::websocket::reader::ReaderLimits;
-use crate::websocket::writer;
+use crate::websocket::writer::WriterPool;
 
 /// A running service. It is ended with [`Server::shutdown`]; merely dropped, its threads run on.
 pub struct Server {
@@ -95,6 +94,7 @@ impl Server {
             warn!("{capacity}");
         }
         warn_about(&config);
+        let config = Arc::new(config);
         let threads = Threads::default();
         let failed = |what: &str| {
             let what = what.to_owned();
@@ -114,16 +114,14 @@ impl Server {
             None => None,
         };
 
-        let (events, queue) = channel::bounded(HUB_QUEUE);
+        let (events, queue) = channel::unbounded();
         let hub = HubHandle::new(events);
-        let outlets = Outlets {
-            publish: publish_to(bridge.clone()),
-            start_writer: writer::starter(threads.clone(), hub.clone()),
-        };
-        let mut limits = Limits::from(&config);
-        limits.writers = capacity.max_writers;
+        let writers = WriterPool::start(capacity.max_writers, threads.clone(), hub.clone())
+            .map_err(failed("start a writer"))?;
+        let outlets = Outlets { publish: publish_to(bridge.clone()), writers: Box::new(writers) };
+        let core = Hub::new(Arc::clone(&config), hub.clone(), outlets);
         threads
-            .spawn_batch("hub", move || hub::run(Hub::new(limits, outlets), &queue))
+            .spawn_batch("hub", move || hub::run(core, &queue))
             .map_err(failed("start the hub's thread"))?;
         if let Some(bridge) = &bridge {
             subscribe(&**bridge, hub.clone()).map_err(failed("start the bridge's threads"))?;
@@ -138,10 +136,7 @@ impl Server {
             counters: counters.clone(),
             hub: hub.clone(),
             allowed_origins: config.allowed_origins.clone(),
-            limits: ReaderLimits {
-                message_bytes: config.max_message_bytes,
-                rate: config.rate_limit,
-            },
+            max_message_bytes: config.max_message_bytes,
             write_timeout: config.write_timeout,
             instance: instance.clone(),
         };
@@ -263,7 +258,7 @@ fn publish_to(bridge: Option<Arc<dyn PubSub>>) -> hub::Publish {
 
 /// The broker's way to the hub, whose full channel holds the subscriber back.
 fn subscribe(bridge: &dyn PubSub, hub: HubHandle) -> io::Result<()> {
-    bridge.start(Box::new(move |delivery| match hub.send(Event::Remote(delivery)) {
+    bridge.start(Box::new(move |delivery| match hub.deliver(delivery) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     }))

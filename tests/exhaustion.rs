@@ -208,7 +208,7 @@ fn threads_used_up_refuse_what_is_new_only() {
         println!("skipped: no pids cgroup can be made here");
         return;
     };
-    let mut service = group.start(&[]);
+    let mut service = group.start(&[("RATE_BYTES", "0")]);
     let before = service.at_rest();
     let mut pair = [service.client("a", ""), service.client("b", "")];
     pair.iter_mut().for_each(|client| client.join("lobby"));

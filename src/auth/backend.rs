@@ -22,14 +22,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select_biased, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select_biased, unbounded};
 use log::warn;
 
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::{Verdict, verdict};
 use crate::config::{BACKEND_CALLS, BACKEND_TIMEOUT};
-use crate::protocol::Room;
+use crate::protocol::{Id, Room};
 use crate::runtime::threads::Threads;
 use call::{CallError, Caller};
 
@@ -41,20 +41,22 @@ const DENY_KEPT: Duration = Duration::from_secs(5);
 const MAX_ANSWERS: usize = 10_000;
 /// Questions that wait for the `authz` thread; a full channel holds back the readers.
 const QUESTION_QUEUE: usize = 256;
+/// How often who waits for an answer looks whether it is still wanted.
+const GIVE_UP_INTERVAL: Duration = Duration::from_millis(100);
 /// Shortest time between two log lines about failed calls.
 const LOG_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the backend is asked; its answer depends on nothing else, so equal ones share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Question {
-    pub(super) user_id: Arc<str>,
+    pub(super) user_id: Id,
     pub(super) room: Room,
 }
 
 /// One call, within the time that is left; runs on the `authz-…` threads.
 type Call = dyn Fn(&Question, Duration) -> Result<bool, CallError> + Send + Sync;
 
-/// The numbers of DESIGN section 4.
+/// What may be shorter in a test.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) timeout: Duration,
@@ -177,16 +179,23 @@ impl Backend {
         Ok(Self { questions, timeout, stats })
     }
 
-    /// Asks, and waits for the answer up to the timeout.
-    pub(super) fn ask(&self, user_id: &str, room: &Room) -> Verdict {
+    /// Asks, and waits for the answer up to the timeout, or until `give_up` says so.
+    pub(super) fn ask(&self, user_id: &Id, room: &Room, give_up: impl Fn() -> bool) -> Verdict {
         let deadline = Instant::now() + self.timeout;
         let (reply, answer) = bounded(1);
-        let question = Question { user_id: user_id.into(), room: room.clone() };
+        let question = Question { user_id: user_id.clone(), room: room.clone() };
         let asked = Asked { question, asker: Asker { deadline, reply } };
         if self.questions.send_deadline(asked, deadline).is_err() {
             return Verdict::Failed;
         }
-        answer.recv_deadline(deadline).unwrap_or(Verdict::Failed)
+        loop {
+            let look_again = deadline.min(Instant::now() + GIVE_UP_INTERVAL);
+            match answer.recv_deadline(look_again) {
+                Ok(verdict) => return verdict,
+                Err(RecvTimeoutError::Timeout) if look_again < deadline && !give_up() => {}
+                Err(_) => return Verdict::Failed,
+            }
+        }
     }
 
     pub(super) fn stats(&self) -> &BackendStats {

@@ -15,6 +15,7 @@ use crate::auth::Identity;
 use crate::config::{KIB, MIB, RoomPolicy};
 use crate::hub::{Counts, Event, HubHandle};
 use crate::metrics::{Counters, Metrics};
+use crate::protocol::Id;
 use crate::runtime::channel;
 
 /// No test waits longer for anything.
@@ -43,7 +44,7 @@ fn config() -> GateConfig {
 fn verify(token: &str) -> Result<Identity, String> {
     match token {
         "admin" | "service" | "client" => Ok(Identity {
-            user_id: "u".into(),
+            user_id: Id::parse("u").unwrap(),
             role: token.into(),
             seller_id: None,
             client_id: None,
@@ -57,12 +58,13 @@ fn verify(token: &str) -> Result<Identity, String> {
 fn count_seven(events: &channel::Receiver<Event>) {
     while let Ok(event) = events.recv() {
         match event {
-            Event::Notify(deliveries, reply) => {
-                let _ = reply.send(vec![7; deliveries.len()]);
+            Event::Notify(notify) => {
+                let _ = notify.reply.send(vec![7; notify.deliveries.len()]);
             }
             Event::Counts(reply) => {
-                let rooms = (0..40_000).map(|n| (format!("order-{n:08}"), 1)).collect();
-                let _ = reply.send(Counts { clients: 1, rooms });
+                let room = |n| crate::protocol::Room::parse(&format!("order-{n:08}")).unwrap();
+                let rooms = (0..40_000).map(|n| (room(n), 1)).collect();
+                let _ = reply.send(Counts { clients: 1, rooms, rooms_total: 40_000 });
             }
             _ => {}
         }
@@ -587,10 +589,10 @@ fn a_running_request_finishes_while_the_gate_drains() {
     let (taken, is_taken) = bounded(1);
     let (go, wait) = bounded(1);
     let rig = Rig::with(config(), true, move |events| {
-        let Ok(Event::Notify(_, reply)) = events.recv() else { panic!("not a notification") };
+        let Ok(Event::Notify(notify)) = events.recv() else { panic!("not a notification") };
         taken.send(()).unwrap();
         wait.recv().unwrap();
-        reply.send(vec![7]).unwrap();
+        notify.reply.send(vec![7]).unwrap();
     });
     let mut client = rig.connect();
     client.send(notify("admin", ONE));

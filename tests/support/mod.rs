@@ -83,7 +83,12 @@ impl Service {
         command.env_clear().current_dir(std::env::temp_dir());
         let base =
             [("JWT_SECRET", SECRET), ("PORT", "0"), ("BIND_ADDR", "127.0.0.1"), ("REDIS_ADDR", "")];
-        command.envs(base).envs(settings.iter().copied());
+        command.envs(base);
+        // Who lifts the rate of messages means that of their bytes too.
+        if settings.contains(&("RATE_LIMIT", "0")) {
+            command.env("RATE_BYTES", "0");
+        }
+        command.envs(settings.iter().copied());
         command
     }
 

@@ -43,6 +43,7 @@ impl Read for Intake {
         loop {
             match self.socket.stream().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) if self.socket.is_aborted() => return Ok(0),
                 Ok(length) => {
                     if let Some(bytes @ [_, ..]) = buffer.get(..length) {
                         self.note(bytes);
