@@ -14,8 +14,8 @@
 //! ```
 //!
 //! The order then takes one step every two seconds, and each step is sent to every connection of user 7.
-//! The program ends behind the last step, or at Ctrl-C. `PORT` and the other settings of the service
-//! work here too.
+//! The program ends after the last step, or at Ctrl-C. `PORT` and the other settings of the service
+//! work here too; only Redis is off.
 
 use std::env;
 use std::error::Error;
