@@ -8,7 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use lexopt::{Arg, Parser, ValueExt};
-use realtime_service::config::{Variables, parse_duration};
+use realtime_service::config::{MAX_ID_BYTES, Variables, parse_duration};
+use realtime_service::protocol::Id;
 use serde::Serialize;
 
 const HELP: &str = "\
@@ -30,9 +31,6 @@ Exit code: 0, or 1 without a JWT_SECRET, or 2 for a bad argument.
 ";
 
 const VERSION: &str = concat!("token_gen ", env!("CARGO_PKG_VERSION"), "\n");
-
-/// The service refuses ids that are longer.
-const MAX_ID_CHARS: usize = 128;
 
 /// A hundred years: far enough, and no reader of the claims need fear for its integers.
 const MAX_TTL_SECONDS: u64 = 876_000 * 3600;
@@ -107,7 +105,7 @@ impl Request {
         while let Some(argument) = arguments.next()? {
             match argument {
                 Arg::Long("user") => options.user = id("--user", &mut arguments)?,
-                Arg::Long("role") => options.role = id("--role", &mut arguments)?,
+                Arg::Long("role") => options.role = role(&mut arguments)?,
                 Arg::Long("seller-id") => {
                     options.seller = Some(id("--seller-id", &mut arguments)?);
                 }
@@ -131,12 +129,21 @@ fn text(arguments: &mut Parser) -> Result<String, Failure> {
 
 fn id(option: &str, arguments: &mut Parser) -> Result<String, Failure> {
     let id = text(arguments)?;
-    let visible = id.chars().all(|c| !c.is_whitespace() && !c.is_control());
-    if visible && (1..=MAX_ID_CHARS).contains(&id.chars().count()) {
-        return Ok(id);
+    match Id::parse(&id) {
+        Ok(_) => Ok(id),
+        Err(error) => Err(Failure::Argument(format!("bad {option} {id:?}: {error}"))),
+    }
+}
+
+/// The service takes any text of at most 128 bytes as a role.
+fn role(arguments: &mut Parser) -> Result<String, Failure> {
+    let role = text(arguments)?;
+    let is_visible = role.chars().all(|c| !c.is_whitespace() && !c.is_control());
+    if is_visible && (1..=MAX_ID_BYTES).contains(&role.len()) {
+        return Ok(role);
     }
     Err(Failure::Argument(format!(
-        "bad {option} {id:?}: expected 1 to {MAX_ID_CHARS} visible characters"
+        "bad --role {role:?}: expected 1 to {MAX_ID_BYTES} bytes of visible characters"
     )))
 }
 

@@ -2,6 +2,7 @@
 //! backend's word.
 
 mod backend;
+mod role;
 mod rules;
 mod token;
 
@@ -13,6 +14,7 @@ use crate::runtime::threads::Threads;
 
 use backend::Backend;
 pub use backend::BackendStats;
+pub use role::Role;
 use rules::permits;
 pub use token::{Identity, MAX_TOKEN_BYTES, TokenError, Verifier, VerifierError, bearer};
 
@@ -96,14 +98,15 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::protocol::Id;
 
     /// User 1, seller 2, client 3.
     fn identity(role: &str) -> Identity {
         Identity {
-            user_id: "1".into(),
+            user_id: Id::parse("1").unwrap(),
             role: role.into(),
-            seller_id: Some("2".into()),
-            client_id: Some("3".into()),
+            seller_id: Some(Id::parse("2").unwrap()),
+            client_id: Some(Id::parse("3").unwrap()),
             expires_at: SystemTime::UNIX_EPOCH,
         }
     }

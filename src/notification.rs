@@ -1,14 +1,13 @@
 //! Typed notifications over the hub: order update, product update, room, user.
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::config::{MAX_EVENT_BYTES, MAX_NOTIFICATION_BYTES};
 use crate::hub::{Delivery, HubGone, HubHandle, Target};
 use crate::protocol::models::{Order, Product};
-use crate::protocol::{Room, frame_payload, notification_frame};
+use crate::protocol::{BadId, Id, Room, frame_payload, notification_frame};
 
 /// Event of [`NotificationService::send_order_update`].
 pub const ORDER_UPDATED: &str = "order_updated";
@@ -24,6 +23,8 @@ pub struct NotificationService {
 /// Why a notification was not sent.
 #[derive(Debug)]
 pub enum NotifyError {
+    /// The user id has the wrong form.
+    BadUser(BadId),
     /// The event is empty or over 128 bytes.
     BadEvent,
     /// The notification is over 64 KiB; its size in bytes.
@@ -37,6 +38,7 @@ pub enum NotifyError {
 impl fmt::Display for NotifyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::BadUser(error) => write!(f, "bad user id: {error}"),
             Self::BadEvent => write!(f, "event must have 1 to {MAX_EVENT_BYTES} bytes"),
             Self::TooLarge(bytes) => {
                 write!(
@@ -77,7 +79,7 @@ pub fn notification(target: Target, event: &str, data: &str) -> Result<Delivery,
 /// `to` as clients see it: the user id, the room, or `broadcast`.
 fn to(target: &Target) -> &str {
     match target {
-        Target::User(id) | Target::Seller(id) => id,
+        Target::User(id) | Target::Seller(id) => id.as_str(),
         Target::Room(room) => room.as_str(),
         Target::Admins => "admins",
         Target::Everyone => "broadcast",
@@ -134,7 +136,8 @@ impl NotificationService {
         event: &str,
         data: &impl Serialize,
     ) -> Result<usize, NotifyError> {
-        self.send(Target::User(Arc::from(user_id)), event, data)
+        let user_id = Id::parse(user_id).map_err(NotifyError::BadUser)?;
+        self.send(Target::User(user_id), event, data)
     }
 
     /// Sends several at once, in order; the hub takes all of them or none.

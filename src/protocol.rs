@@ -2,6 +2,8 @@
 
 pub mod close;
 mod frame;
+mod id;
+pub mod json;
 mod message;
 pub mod models;
 mod room;
@@ -11,6 +13,7 @@ mod typescript;
 pub use frame::{
     OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT, control_frame, frame_payload, text_frame,
 };
+pub use id::{BadId, Id};
 pub use message::{
     Action, BadMessage, ClientMessage, ErrorCode, MessageId, Reply, broadcast_frame, error_frame,
     notification_frame,

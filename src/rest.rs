@@ -288,7 +288,7 @@ impl Handlers {
             log::info!(conn = connection(request), peer = peer(request), reason = reason.as_str(); "token refused");
             Response::error(401, "unauthorized", &reason).with_header("WWW-Authenticate", "Bearer")
         })?;
-        if !matches!(identity.role.as_str(), "admin" | "service") {
+        if !identity.role.may_call_api() {
             log::info!(
                 conn = connection(request), peer = peer(request), user = identity.user_id.as_str(), role = identity.role.as_str();
                 "role refused"

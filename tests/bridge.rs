@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use realtime_service::bridge::{DropReason, Outgoing, PubSub, QUEUE_MESSAGES, RedisPubSub};
 use realtime_service::config::{RedisConfig, Secret};
 use realtime_service::hub::Target;
-use realtime_service::protocol::{Room, frame_payload};
+use realtime_service::protocol::{Id, Room, frame_payload};
 use realtime_service::runtime::threads::Threads;
 
 /// No step of a test takes longer.
@@ -232,7 +232,12 @@ fn resumes(from: &Instance, to: &Instance, mut n: usize) -> usize {
 fn two_instances_exchange_in_order_without_duplicates() {
     let redis = Redis::start();
     let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
-    let targets = [room("order-1"), room("seller-5"), Target::User("u1".into()), Target::Everyone];
+    let targets = [
+        room("order-1"),
+        room("seller-5"),
+        Target::User(Id::parse("u1").unwrap()),
+        Target::Everyone,
+    ];
     for n in 0..2000 {
         let target = &targets[n % targets.len()];
         a.publish(target, &numbered(n)).unwrap();
@@ -266,16 +271,20 @@ fn foreign_messages_and_events_arrive_and_junk_harms_nothing() {
     let full = format!(r#"{{"x":"{}"}}"#, "x".repeat(65_536 - 8));
     let good = [
         ("ws:room:seller-5", room("seller-5"), r#"{"event":"new_order","data":{"id":1.0}}"#),
-        ("ws:user:u1", Target::User("u1".into()), r#"{"origin":"shop"}"#),
+        ("ws:user:u1", Target::User(Id::parse("u1").unwrap()), r#"{"origin":"shop"}"#),
         ("ws:broadcast", Target::Everyone, "plain ü"),
         ("ws:room:a", room("a"), &full),
         ("events", Target::Admins, r#"{"type":"ADMIN_STATS_UPDATED","x":[1]}"#),
         (
             "events",
-            Target::Seller("5".into()),
+            Target::Seller(Id::parse("5").unwrap()),
             r#"{"type":"SELLER_STATS_UPDATED","seller_id":"5"}"#,
         ),
-        ("events", Target::Seller("7".into()), r#"{"type":"SELLER_STATS_UPDATED","seller_id":7}"#),
+        (
+            "events",
+            Target::Seller(Id::parse("7").unwrap()),
+            r#"{"type":"SELLER_STATS_UPDATED","seller_id":7}"#,
+        ),
     ];
     let over = full.clone() + " ";
     let junk: [(&str, &[u8], DropReason); 9] = [

@@ -177,6 +177,8 @@ fn bad_arguments_are_named() {
         (vec!["--user", "two words"], "--user \"two words\""),
         (vec!["--user", "two\nlines"], "--user \"two\\nlines\""),
         (vec!["--user", &long], "--user \"xxx"),
+        (vec!["--user", "josé"], "--user \"josé\": expected 1 to 128 visible ASCII characters"),
+        (vec!["--seller-id", "é"], "--seller-id \"é\""),
         (vec!["--role", ""], "--role \"\""),
         (vec!["--nonsense"], "--nonsense"),
         (vec!["--non\nsense"], "--non"),

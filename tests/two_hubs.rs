@@ -22,7 +22,7 @@ use realtime_service::hub::socket::{Activity, Socket};
 use realtime_service::hub::{
     self, Broadcast, ConnectionKey, Delivery, Event, Hub, HubHandle, Limits, Outlets, Target,
 };
-use realtime_service::protocol::{Room, frame_payload, text_frame};
+use realtime_service::protocol::{Id, Room, frame_payload, text_frame};
 use realtime_service::runtime::channel;
 use realtime_service::runtime::threads::Threads;
 
@@ -108,7 +108,7 @@ impl Instance {
 
     fn connect(&self, user: &str, role: &str) -> Member {
         let identity = Arc::new(Identity {
-            user_id: user.into(),
+            user_id: Id::parse(user).unwrap(),
             role: role.into(),
             seller_id: None,
             client_id: None,
@@ -213,7 +213,7 @@ fn users_rooms_and_everyone_are_reached_at_both_and_counted_where_they_are_notif
     let (here, there, admin) =
         (first.connect("u", ""), second.connect("u", ""), second.connect("other", "admin"));
     there.join("r");
-    assert_eq!(first.notify(Target::User("u".into()), r#"{"to":"u"}"#), 1);
+    assert_eq!(first.notify(Target::User(Id::parse("u").unwrap()), r#"{"to":"u"}"#), 1);
     assert_eq!(first.notify(Target::Room(room("r")), r#"{"to":"r"}"#), 0);
     assert_eq!(first.notify(Target::Room(Room::admins()), r#"{"to":"admins"}"#), 0);
     assert_eq!(first.notify(Target::Everyone, r#"{"to":"broadcast"}"#), 1);

@@ -29,7 +29,7 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use super::{Verdict, verdict};
 use crate::config::{BACKEND_CALLS, BACKEND_TIMEOUT};
-use crate::protocol::Room;
+use crate::protocol::{Id, Room};
 use crate::runtime::threads::Threads;
 use call::{CallError, Caller};
 
@@ -47,14 +47,14 @@ const LOG_PAUSE: Duration = Duration::from_secs(1);
 /// What the backend is asked; its answer depends on nothing else, so equal ones share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Question {
-    pub(super) user_id: Arc<str>,
+    pub(super) user_id: Id,
     pub(super) room: Room,
 }
 
 /// One call, within the time that is left; runs on the `authz-…` threads.
 type Call = dyn Fn(&Question, Duration) -> Result<bool, CallError> + Send + Sync;
 
-/// The numbers of DESIGN section 4.
+/// What may be shorter in a test.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) timeout: Duration,
@@ -178,10 +178,10 @@ impl Backend {
     }
 
     /// Asks, and waits for the answer up to the timeout.
-    pub(super) fn ask(&self, user_id: &str, room: &Room) -> Verdict {
+    pub(super) fn ask(&self, user_id: &Id, room: &Room) -> Verdict {
         let deadline = Instant::now() + self.timeout;
         let (reply, answer) = bounded(1);
-        let question = Question { user_id: user_id.into(), room: room.clone() };
+        let question = Question { user_id: user_id.clone(), room: room.clone() };
         let asked = Asked { question, asker: Asker { deadline, reply } };
         if self.questions.send_deadline(asked, deadline).is_err() {
             return Verdict::Failed;

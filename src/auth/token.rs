@@ -13,7 +13,10 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::role::Role;
 use crate::config::{JwtConfig, KIB, MAX_ID_BYTES};
+use crate::protocol::json::{parse_object, string};
+use crate::protocol::{BadId, Id};
 
 /// Longest token that is looked at, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 8 * KIB;
@@ -26,13 +29,13 @@ const FAR: Duration = Duration::from_secs(253_402_300_799);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// `sub`, else `user_id`, else `id`.
-    pub user_id: String,
-    /// `role` in lower case; empty when the token has none.
-    pub role: String,
+    pub user_id: Id,
+    /// `role`.
+    pub role: Role,
     /// `seller_id`, else `id_seller`, else `reference_id` of role seller.
-    pub seller_id: Option<String>,
+    pub seller_id: Option<Id>,
     /// `id_client`, else `reference_id` of role client.
-    pub client_id: Option<String>,
+    pub client_id: Option<Id>,
     /// `exp`, with `JWT_LEEWAY` added: when the token stops being accepted. At most the year 9999.
     pub expires_at: SystemTime,
 }
@@ -40,7 +43,7 @@ pub struct Identity {
 impl Identity {
     /// Whether the role is admin.
     pub fn is_admin(&self) -> bool {
-        self.role == "admin"
+        self.role == Role::Admin
     }
 }
 
@@ -206,7 +209,7 @@ impl Verifier {
     /// [`Self::verify`] at a time since 1970.
     fn verify_at(&self, token: &str, now: Duration) -> Result<Identity, TokenError> {
         let payload = self.signed_payload(token)?;
-        let claims: Claims<'_> = parse_object(&payload)?;
+        let claims: Claims<'_> = parse_object(&payload).map_err(|_| TokenError::Malformed)?;
         let expires = self.check_times(&claims, now)?;
         self.check_parties(&claims)?;
         let role = claims.role()?;
@@ -220,7 +223,7 @@ impl Verifier {
     }
 
     /// The payload, once the signature over it has proved right.
-    fn signed_payload(&self, token: &str) -> Result<Vec<u8>, TokenError> {
+    fn signed_payload(&self, token: &str) -> Result<String, TokenError> {
         match token.len() {
             0 => return Err(TokenError::Missing),
             length if length > MAX_TOKEN_BYTES => return Err(TokenError::TooLong),
@@ -232,7 +235,8 @@ impl Verifier {
             .filter(|(_, payload)| !payload.contains('.'))
             .ok_or(TokenError::Malformed)?;
         let header_json = decode(header)?;
-        let header: JoseHeader<'_> = parse_object(&header_json)?;
+        let header: JoseHeader<'_> =
+            parse_object(&header_json).map_err(|_| TokenError::Malformed)?;
         if header.crit.is_some() {
             return Err(TokenError::UnknownExtension);
         }
@@ -261,7 +265,8 @@ impl Verifier {
     }
 
     fn check_parties(&self, claims: &Claims<'_>) -> Result<(), TokenError> {
-        if self.issuer.is_some() && claims.iss.and_then(string) != self.issuer {
+        if self.issuer.is_some() && claims.iss.and_then(string).as_deref() != self.issuer.as_deref()
+        {
             return Err(TokenError::WrongIssuer);
         }
         let is_meant = |audience: &String| {
@@ -320,59 +325,48 @@ struct Claims<'a> {
 }
 
 impl<'a> Claims<'a> {
-    fn role(&self) -> Result<String, TokenError> {
-        let Some(raw) = self.role else { return Ok(String::new()) };
+    fn role(&self) -> Result<Role, TokenError> {
+        let Some(raw) = self.role else { return Ok(Role::None) };
         string(raw)
             .filter(|role| role.len() <= MAX_ID_BYTES)
-            .map(|role| role.to_ascii_lowercase())
+            .map(|role| Role::from(&*role))
             .ok_or(TokenError::BadRole)
     }
 
-    fn user_id(&self) -> Result<String, TokenError> {
+    fn user_id(&self) -> Result<Id, TokenError> {
         first_id([("sub", self.sub), ("user_id", self.user_id), ("id", self.id)])?
             .ok_or(TokenError::NoUserId)
     }
 
-    fn seller_id(&self, role: &str) -> Result<Option<String>, TokenError> {
+    fn seller_id(&self, role: &Role) -> Result<Option<Id>, TokenError> {
         first_id([
             ("seller_id", self.seller_id),
             ("id_seller", self.id_seller),
-            ("reference_id", self.reference_of(role, "seller")),
+            ("reference_id", self.reference_of(role, Role::Seller)),
         ])
     }
 
-    fn client_id(&self, role: &str) -> Result<Option<String>, TokenError> {
+    fn client_id(&self, role: &Role) -> Result<Option<Id>, TokenError> {
         first_id([
             ("id_client", self.id_client),
-            ("reference_id", self.reference_of(role, "client")),
+            ("reference_id", self.reference_of(role, Role::Client)),
         ])
     }
 
-    fn reference_of(&self, role: &str, wanted: &str) -> Option<&'a RawValue> {
-        self.reference_id.filter(|_| role == wanted)
+    fn reference_of(&self, role: &Role, wanted: Role) -> Option<&'a RawValue> {
+        self.reference_id.filter(|_| *role == wanted)
     }
 }
 
 /// The first claim that is there decides: a bad one is not passed over for the next.
 fn first_id<const N: usize>(
     claims: [(&'static str, Option<&RawValue>); N],
-) -> Result<Option<String>, TokenError> {
+) -> Result<Option<Id>, TokenError> {
     claims
         .into_iter()
         .find_map(|(name, raw)| Some((name, raw?)))
-        .map(|(name, raw)| id(raw).ok_or(TokenError::BadId(name)))
+        .map(|(name, raw)| Id::from_json(raw).map_err(|BadId| TokenError::BadId(name)))
         .transpose()
-}
-
-/// 1 to 128 visible ASCII characters, or an integer of 64 bits.
-fn id(raw: &RawValue) -> Option<String> {
-    if let Some(text) = string(raw) {
-        let visible = text.bytes().all(|b| b.is_ascii_graphic());
-        return ((1..=MAX_ID_BYTES).contains(&text.len()) && visible).then_some(text);
-    }
-    let number = raw.get();
-    let signed = number.parse::<i64>().map(|n| n.to_string());
-    signed.or_else(|_| number.parse::<u64>().map(|n| n.to_string())).ok()
 }
 
 /// A NumericDate (RFC 7519 section 2): seconds since 1970, fractions allowed; one before 1970 counts
@@ -397,18 +391,10 @@ fn algorithm(name: &str) -> Result<Algorithm, TokenError> {
     }
 }
 
-fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
-    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)
-}
-
-/// A struct also deserialises from an array; only an object is meant.
-fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, TokenError> {
-    let is_object = json.trim_ascii_start().starts_with(b"{");
-    is_object.then(|| serde_json::from_slice(json).ok()).flatten().ok_or(TokenError::Malformed)
-}
-
-fn string(raw: &RawValue) -> Option<String> {
-    serde_json::from_str(raw.get()).ok()
+/// A part of the token as text: JSON is UTF-8 (RFC 7519 section 7.2).
+fn decode(part: &str) -> Result<String, TokenError> {
+    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)?;
+    String::from_utf8(bytes).map_err(|_| TokenError::Malformed)
 }
 
 /// The token in the value of an `Authorization` header: the scheme `Bearer` in any case, spaces, and

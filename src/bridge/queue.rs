@@ -101,6 +101,7 @@ impl QueueReceiver {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::protocol::Id;
     use bytes::Bytes;
 
     fn message(bytes: usize) -> Outgoing {
@@ -145,9 +146,11 @@ mod tests {
         let (queue, _drain) = queue(Arc::default());
         assert_eq!(queue.offer(message(2)), Err(DropReason::Disconnected));
         queue.set_connected(true);
-        for (target, payload) in
-            [(Target::Admins, "{}"), (Target::Seller("5".into()), "{}"), (Target::Everyone, "[]")]
-        {
+        for (target, payload) in [
+            (Target::Admins, "{}"),
+            (Target::Seller(Id::parse("5").unwrap()), "{}"),
+            (Target::Everyone, "[]"),
+        ] {
             let outgoing = Outgoing { target, payload: Bytes::from_static(payload.as_bytes()) };
             assert_eq!(queue.offer(outgoing), Err(DropReason::NotPublishable));
         }

@@ -15,6 +15,7 @@ use crate::auth::Identity;
 use crate::config::{KIB, MIB, RoomPolicy};
 use crate::hub::{Counts, Event, HubHandle};
 use crate::metrics::{Counters, Metrics};
+use crate::protocol::Id;
 use crate::runtime::channel;
 
 /// No test waits longer for anything.
@@ -43,7 +44,7 @@ fn config() -> GateConfig {
 fn verify(token: &str) -> Result<Identity, String> {
     match token {
         "admin" | "service" | "client" => Ok(Identity {
-            user_id: "u".into(),
+            user_id: Id::parse("u").unwrap(),
             role: token.into(),
             seller_id: None,
             client_id: None,

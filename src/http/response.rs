@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
 
+use crate::protocol::json::quoted;
+
 /// How long the peer's remaining bytes are drained after the last answer: closing a socket with
 /// unread input sends RST, which may destroy the answer on its way.
 const LINGER: Duration = Duration::from_secs(1);
@@ -48,8 +50,8 @@ impl Response {
     pub fn error(status: u16, code: &str, message: &str) -> Self {
         let body = format!(
             r#"{{"status":"error","error":{},"message":{}}}"#,
-            json_string(code),
-            json_string(message)
+            quoted(code),
+            quoted(message)
         );
         let response = Self::json(status, body);
         if status == 503 { response.with_header("Retry-After", "1") } else { response }
@@ -103,11 +105,6 @@ impl Response {
         }
         out
     }
-}
-
-fn json_string(text: &str) -> String {
-    // A &str always serialises.
-    serde_json::to_string(text).unwrap_or_default()
 }
 
 /// Reason phrases of RFC 9110, section 15, for the codes that the service uses.

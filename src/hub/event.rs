@@ -12,7 +12,7 @@ use super::socket::Socket;
 use super::stats::Stats;
 use crate::auth::Identity;
 use crate::protocol::close::Close;
-use crate::protocol::{ErrorCode, MessageId, Room};
+use crate::protocol::{ErrorCode, Id, MessageId, Room};
 use crate::runtime::channel::{Sender, bounded};
 
 new_key_type! {
@@ -24,7 +24,7 @@ new_key_type! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Every connection of a user.
-    User(Arc<str>),
+    User(Id),
     /// Every member of a room.
     Room(Room),
     /// Every connection.
@@ -32,7 +32,7 @@ pub enum Target {
     /// Every connection of role admin.
     Admins,
     /// Every connection of role seller with this seller id.
-    Seller(Arc<str>),
+    Seller(Id),
 }
 
 /// A frame, ready to be sent, and whom it is for.
@@ -125,7 +125,7 @@ pub enum Event {
     /// Close everything: no new place, Close 1001 behind what is queued. The sender is dropped when
     /// the last connection has ended.
     Shutdown(crossbeam_channel::Sender<Infallible>),
-    /// DisconnectReason the hub's loop; everyone else has ended.
+    /// End the hub's loop; everyone else has ended.
     Stop,
 }
 

@@ -13,7 +13,9 @@ use proptest::prelude::*;
 
 use super::socket::Activity;
 use super::*;
-use crate::protocol::{frame_payload, text_frame};
+use crate::auth::Identity;
+use crate::protocol::close::Close;
+use crate::protocol::{Id, Room, frame_payload, text_frame};
 use crate::runtime::channel;
 
 /// A peer that takes `room` bytes, then pushes back.
@@ -119,9 +121,9 @@ fn limits() -> Limits {
 
 fn identity(user: &str, role: &str) -> Arc<Identity> {
     Arc::new(Identity {
-        user_id: user.into(),
+        user_id: Id::parse(user).unwrap(),
         role: role.into(),
-        seller_id: (role == "seller").then(|| "5".into()),
+        seller_id: (role == "seller").then(|| Id::parse("5").unwrap()),
         client_id: None,
         expires_at: UNIX_EPOCH + Duration::from_secs(1000),
     })
@@ -274,11 +276,13 @@ fn notifications_reach_whom_they_are_for_and_count_them() {
     let mut bench = Bench::new();
     let (a1, a2) = (bench.connect("a", ""), bench.connect("a", "seller"));
     let admin = bench.connect("b", "admin");
-    assert_eq!(bench.notify(Target::User("a".into()), "user"), 2);
-    assert_eq!(bench.notify(Target::User("nobody".into()), "user"), 0);
+    assert_eq!(bench.notify(Target::User(Id::parse("a").unwrap()), "user"), 2);
+    assert_eq!(bench.notify(Target::User(Id::parse("nobody").unwrap()), "user"), 0);
     assert_eq!(bench.notify(Target::Room(Room::admins()), "room"), 1);
     assert_eq!(bench.notify(Target::Everyone, "all"), 3);
-    for (target, text) in [(Target::Admins, "admins"), (Target::Seller("5".into()), "seller")] {
+    for (target, text) in
+        [(Target::Admins, "admins"), (Target::Seller(Id::parse("5").unwrap()), "seller")]
+    {
         bench.hub.handle(Event::Remote(Delivery { target, frame: text_frame(text) }));
     }
     bench.hub.flush();
@@ -527,7 +531,7 @@ enum Step {
     Join(usize, u8),
     Leave(usize, u8),
     Broadcast(usize, u8),
-    DisconnectReason(usize),
+    End(usize),
     Flush,
 }
 
@@ -536,7 +540,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Join(c, r)),
         2 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Leave(c, r)),
         6 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Broadcast(c, r)),
-        1 => (0..5_usize).prop_map(Step::DisconnectReason),
+        1 => (0..5_usize).prop_map(Step::End),
         1 => Just(Step::Flush),
     ];
     prop::collection::vec(step, 0..120)
@@ -576,7 +580,7 @@ proptest! {
                         }
                     }
                 }
-                Step::DisconnectReason(c) => {
+                Step::End(c) => {
                     bench.hub.flush();
                     bench.hub.handle(Event::ReaderEnded(clients[c].key));
                     members.values_mut().for_each(|set| { set.remove(&c); });

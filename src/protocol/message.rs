@@ -1,7 +1,5 @@
 //! Messages of clients, as JSON, and the frames that answer and carry them.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -9,6 +7,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use super::frame::{OPCODE_TEXT, frame, text_frame};
+use super::json::{parse_object, quoted, string};
 use super::room::{BadRoom, Room};
 
 /// The errors a client can be told, with the codes and texts of DESIGN section 3.
@@ -135,7 +134,7 @@ impl<'a> ClientMessage<'a> {
     pub fn parse(text: &'a str) -> Result<Self, BadMessage> {
         let bad = |code, id: &Option<MessageId>| BadMessage { code, id: id.clone() };
         let envelope: Envelope<'a> =
-            parse_object(text).ok_or_else(|| bad(ErrorCode::InvalidJson, &None))?;
+            parse_object(text).map_err(|_| bad(ErrorCode::InvalidJson, &None))?;
         let id = match envelope.id {
             None => None,
             Some(raw)
@@ -152,7 +151,8 @@ impl<'a> ClientMessage<'a> {
             Some("broadcast") => Action::Broadcast,
             _ => return Err(bad(ErrorCode::UnsupportedType, &id)),
         };
-        let payload: Option<Payload<'a>> = envelope.payload.and_then(|raw| parse_object(raw.get()));
+        let payload: Option<Payload<'a>> =
+            envelope.payload.and_then(|raw| parse_object(raw.get()).ok());
         let name = payload
             .as_ref()
             .and_then(|payload| string(payload.room?))
@@ -161,22 +161,6 @@ impl<'a> ClientMessage<'a> {
         let room = Room::parse(&name).map_err(|BadRoom| bad(ErrorCode::InvalidRoomFormat, &id))?;
         let body = payload.and_then(|payload| payload.body).map_or("null", RawValue::get);
         Ok(Self { action, room, body, id })
-    }
-}
-
-/// A struct also deserialises from an array; only an object is meant.
-fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
-    let is_object = text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{');
-    is_object.then(|| serde_json::from_str(text).ok()).flatten()
-}
-
-fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    let quoted = raw.get().strip_prefix('"')?.strip_suffix('"')?;
-    if quoted.contains('\\') {
-        serde_json::from_str(raw.get()).ok().map(Cow::Owned)
-    } else {
-        // Without an escape the text is what stands between the quotes.
-        Some(Cow::Borrowed(quoted))
     }
 }
 
@@ -256,7 +240,7 @@ fn timestamp(at: OffsetDateTime) -> [u8; 24] {
 
 /// The frame of a notification; `data` is JSON and is passed on as it came.
 pub fn notification_frame(event: &str, data: &str, to: &str) -> Bytes {
-    let (event, to) = (json_string(event), json_string(to));
+    let (event, to) = (quoted(event), quoted(to));
     let parts = [
         br#"{"event":"#,
         event.as_bytes(),
@@ -267,11 +251,6 @@ pub fn notification_frame(event: &str, data: &str, to: &str) -> Bytes {
         b"}",
     ];
     frame(OPCODE_TEXT, &parts)
-}
-
-fn json_string(text: &str) -> String {
-    // A &str always serialises.
-    serde_json::to_string(text).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -90,8 +90,8 @@ impl<'a> Row<'a> {
         let since = since.replace_nanosecond(0).unwrap_or(since);
         Self {
             id: format!("{instance}-{}", connection.number),
-            user: &connection.identity.user_id,
-            role: &connection.identity.role,
+            user: connection.identity.user_id.as_str(),
+            role: connection.identity.role.as_str(),
             rooms: &connection.rooms,
             since: since.format(&Rfc3339).unwrap_or_default(),
             sent: connection.sent,

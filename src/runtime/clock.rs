@@ -6,6 +6,11 @@ use std::time::{Duration, Instant};
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
+/// Time since the process's clock started, for what milliseconds are too coarse for.
+pub fn uptime() -> Duration {
+    START.elapsed()
+}
+
 /// A moment: milliseconds since the process's clock started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
@@ -22,6 +27,11 @@ impl Moment {
     /// The moment so many milliseconds after the clock's start; for tests.
     pub fn from_millis(millis: u64) -> Self {
         Self(millis)
+    }
+
+    /// The moment as time since the process's clock started.
+    pub fn uptime(self) -> Duration {
+        Duration::from_millis(self.0)
     }
 
     /// Time since `earlier`; zero when that is later, or never.

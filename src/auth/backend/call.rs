@@ -15,6 +15,7 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use super::Question;
 use crate::config::{BACKEND_CALLS, KIB};
 use crate::protocol::RoomKind;
+use crate::protocol::json::parse_object;
 
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: u64 = 64 * KIB as u64;
@@ -104,7 +105,7 @@ impl Caller {
 
 fn url(base: &str, question: &Question) -> String {
     let encode = |part| utf8_percent_encode(part, ENCODED);
-    let user = encode(&question.user_id);
+    let user = encode(question.user_id.as_str());
     match question.room.kind() {
         RoomKind::Order(id) => format!("{base}/orders/{}/can_access?user_id={user}", encode(id)),
         RoomKind::Seller(id) => format!("{base}/sellers/{}/can_access?user_id={user}", encode(id)),
@@ -112,13 +113,9 @@ fn url(base: &str, question: &Question) -> String {
     }
 }
 
-/// A struct also deserialises from an array; only an object is meant.
 fn parse_answer(body: &[u8]) -> Option<bool> {
-    let is_object = body.trim_ascii_start().starts_with(b"{");
-    is_object
-        .then(|| serde_json::from_slice(body).ok())
-        .flatten()
-        .map(|answer: AccessResponse| answer.allowed)
+    let answer: AccessResponse = parse_object(std::str::from_utf8(body).ok()?).ok()?;
+    Some(answer.allowed)
 }
 
 /// Resolves names on the calling thread: ureq's own resolver spawns one with a call that panics when
