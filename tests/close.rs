@@ -239,7 +239,7 @@ fn a_token_that_expires_closes_its_socket_with_4001() {
     assert_closed(&mut client, &close(4001, "token expired"), "an expired token");
     assert!(service.log_line("disconnected conn=1 ").contains("\"token expired (4001)\""));
     other.assert_quiet();
-    let again = support::handshake("/ws", &format!("Authorization: Bearer {expiring}\r\n"));
+    let again = support::handshake("/ws", &support::bearer(&expiring));
     assert_eq!(service.raw(again).json()["error"], "token_expired");
 }
 

@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
-use support::{Client, Service, connect, handshake, read_to_end, token, until};
+use support::{Client, Service, bearer, connect, handshake, read_to_end, token, until};
 
 /// Tries to connect; the client, or the refusal's head.
 fn attempt(service: &Service, user: &str) -> Result<Client, String> {
-    let request = handshake("/ws", &format!("Authorization: Bearer {}\r\n", token(user, "")));
+    let request = handshake("/ws", &bearer(&token(user, "")));
     match Client::try_connect(service.addr(), &request) {
         Some(client) if client.head.starts_with("HTTP/1.1 101 ") => Ok(client),
         Some(client) => Err(client.head),

@@ -12,7 +12,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Client, Frame, Redis, Service, signal, until};
+use support::{Client, Frame, Redis, Service, until};
 
 /// Cross-instance delivery resumes within this of the return of Redis.
 const RESUMED: Duration = Duration::from_secs(5);
@@ -150,7 +150,7 @@ fn a_hung_redis_costs_neither_time_nor_memory() {
     };
     publish(1000);
     let before_kib = a.rss_kib();
-    signal(redis.pid(), "STOP");
+    redis.signal("STOP");
     let mut most_kib = 0;
     for n in 0..50 {
         publish(1000);
@@ -169,7 +169,7 @@ fn a_hung_redis_costs_neither_time_nor_memory() {
     assert_eq!(event(&mut here), "to whom it is near");
     assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
 
-    signal(redis.pid(), "CONT");
+    redis.signal("CONT");
     // It still had some of what was published before it was given up, and passes that on.
     resumes(&a, &mut there, Instant::now());
     for service in [&a, &b] {
@@ -183,7 +183,7 @@ fn a_hung_redis_does_not_hold_up_the_shutdown() {
     let redis = Redis::start();
     let a = on(&redis);
     let mut client = a.client("1", "");
-    signal(redis.pid(), "STOP");
+    redis.signal("STOP");
     for _ in 0..10 {
         notify(&a, "e");
     }
@@ -196,7 +196,7 @@ fn a_hung_redis_does_not_hold_up_the_shutdown() {
     drop(client);
     let (status, lines) = a.wait();
     assert!(status.success(), "{status}: {lines:#?}");
-    signal(redis.pid(), "CONT");
+    redis.signal("CONT");
 }
 
 #[test]

@@ -16,23 +16,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use socket2::SockRef;
-use support::{Client, Service, connect, full_size, handshake, token, until};
+use support::{Client, Service, full_size, until};
 
 /// Frames on their way at most: those that the slowest healthy member has not received.
 const IN_FLIGHT: usize = 64;
 /// Bytes of a broadcast's body.
 const BODY: usize = 6 * 1024;
-
-/// A client with small buffers of its own, so that it pushes back soon.
-fn narrow_client(service: &Service, user: &str) -> Client {
-    let stream = connect(service.addr());
-    SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
-    let token = token(user, "");
-    let request = handshake("/ws", &format!("Authorization: Bearer {token}\r\n"));
-    (&stream).write_all(request.as_bytes()).unwrap();
-    Client::over(stream).unwrap()
-}
 
 /// Reads `messages` broadcasts of the room, in order; returns the longest pause.
 fn receive(client: &mut Client, messages: usize, received: &AtomicUsize) -> Duration {
@@ -116,7 +105,7 @@ fn a_full_queue_is_cut_within_write_timeout_and_a_second() {
     let service = Service::with(&[("WRITE_TIMEOUT", "2s")]);
     service.assert_unharmed_by(|service| {
         let seen = service.log().len();
-        let mut stalled = narrow_client(service, "stalled");
+        let mut stalled = service.narrow_client("stalled");
         stalled.join("lobby");
         // A writer works on a backlog that is within the queue's limits.
         notify_until(service, "lobby", || service.threads_named("writer-") == 1);
@@ -136,7 +125,7 @@ fn a_full_queue_is_cut_within_write_timeout_and_a_second() {
 fn one_byte_now_and_then_is_too_little() {
     let service = Service::with(&[("WRITE_TIMEOUT", "3s")]);
     let before = service.at_rest();
-    let mut trickle = narrow_client(&service, "trickle");
+    let mut trickle = service.narrow_client("trickle");
     trickle.join("lobby");
     notify_until(&service, "lobby", || service.threads_named("writer-") == 1);
     let full = Instant::now();
@@ -163,7 +152,7 @@ fn many_that_read_nothing_at_once_hold_little() {
         reading.join("lobby");
         let stalled: Vec<_> = (0..peers)
             .map(|n| {
-                let mut client = narrow_client(service, &format!("stalled-{n}"));
+                let mut client = service.narrow_client(&format!("stalled-{n}"));
                 client.join("lobby");
                 client
             })
@@ -211,7 +200,7 @@ fn when_all_writers_are_taken_the_next_is_cut_at_once() {
     let service = Service::with(&[("MAX_WRITERS", "1"), ("WRITE_TIMEOUT", "10s")]);
     let before = service.at_rest();
     let clients = ["a", "b"].map(|user| {
-        let mut client = narrow_client(&service, user);
+        let mut client = service.narrow_client(user);
         client.join("lobby");
         client
     });
