@@ -11,7 +11,7 @@ mod support;
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
@@ -133,19 +133,23 @@ struct Wire {
 const FAR_END: &str = "198.18.7.2";
 
 impl Wire {
-    /// `None` where the test may not make one.
-    fn new() -> Option<Self> {
+    fn new() -> Self {
         let wire = Self { name: format!("rt{}", std::process::id()) };
         let (name, inner) = (wire.name.as_str(), format!("{}i", wire.name));
-        let up = |command: &str| ip(&command.split(' ').collect::<Vec<_>>());
-        (up(&format!("netns add {name}"))
-            && up(&format!("link add {name} type veth peer name {inner} netns {name}"))
-            && up(&format!("addr add 198.18.7.1/30 dev {name}"))
-            && up(&format!("link set {name} up"))
-            && up(&format!("-n {name} addr add {FAR_END}/30 dev {inner}"))
-            && up(&format!("-n {name} link set {inner} up"))
-            && up(&format!("-n {name} link set lo up")))
-        .then_some(wire)
+        for command in [
+            format!("netns add {name}"),
+            format!("link add {name} type veth peer name {inner} netns {name}"),
+            format!("addr add 198.18.7.1/30 dev {name}"),
+            format!("link set {name} up"),
+            format!("-n {name} addr add {FAR_END}/30 dev {inner}"),
+            format!("-n {name} link set {inner} up"),
+            format!("-n {name} link set lo up"),
+        ] {
+            let output = ip(&command.split(' ').collect::<Vec<_>>());
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "this test needs root, for ip {command}: {said}");
+        }
+        wire
     }
 
     /// Runs the service on the far end; returns its address there too.
@@ -165,34 +169,27 @@ impl Wire {
             chain out { type filter hook output priority 0; policy drop; }
             chain in { type filter hook input priority 0; policy drop; }
         }";
-        let status =
-            Command::new("ip").args(["netns", "exec", &self.name, "nft", rules]).status().unwrap();
-        assert!(status.success());
+        let output = ip(&["netns", "exec", &self.name, "nft", rules]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "nft, of the package nftables: {said}");
     }
 }
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        ip(&["link", "del", &self.name]);
-        ip(&["netns", "del", &self.name]);
+        for kind in ["link", "netns"] {
+            let _ = Command::new("ip").args([kind, "del", &self.name]).output();
+        }
     }
 }
 
-fn ip(arguments: &[&str]) -> bool {
-    Command::new("ip").args(arguments).output().is_ok_and(|output| output.status.success())
-}
-
-fn has_nft() -> bool {
-    Command::new("nft").arg("--version").output().is_ok_and(|output| output.status.success())
+fn ip(arguments: &[&str]) -> Output {
+    Command::new("ip").args(arguments).output().expect("ip is installed, of the package iproute2")
 }
 
 #[test]
 fn a_peer_that_lost_its_power_is_cut_within_two_ping_intervals_and_a_second() {
-    let wire = has_nft().then(Wire::new).flatten();
-    let Some(wire) = wire else {
-        println!("skipped: the test may not make a network namespace, or nft is missing");
-        return;
-    };
+    let wire = Wire::new();
     let (service, addr) = wire.start(&[("PING_INTERVAL", "2s"), ("HEAD_TIMEOUT", "2s")]);
     let mut idle = Client::connect(addr, &token("idle", ""));
     idle.join("lobby");
