@@ -325,20 +325,31 @@ fn a_refused_subscription_is_not_connected_and_heals() {
 fn a_hung_redis_delays_nobody_and_resumes() {
     let redis = Redis::start();
     let (a, b) = (Instance::connected(&config_of(&redis)), Instance::connected(&config_of(&redis)));
-    redis.signal("STOP");
     let mut n = 0;
-    let mut slowest = Duration::ZERO;
+    let mut publish = || {
+        n += 1;
+        let _ = a.publish(&Target::Everyone, &numbered(n));
+    };
+    // Had a publisher waited for Redis, the silence would be noticed before more is taken than the queue
+    // holds; so it is on a slow machine, which tries again.
+    until("a full queue before the silence is noticed", || {
+        a.wait_for("connected");
+        redis.signal("STOP");
+        while a.bridge.state() == "connected" && a.dropped(DropReason::QueueFull) == 0 {
+            publish();
+        }
+        let full = a.dropped(DropReason::QueueFull) > 0;
+        if !full {
+            redis.signal("CONT");
+        }
+        full
+    });
     let start = Instant::now();
     while a.bridge.state() == "connected" {
         assert!(start.elapsed() < RESUMED, "not noticed");
-        n += 1;
-        let before = Instant::now();
-        let _ = a.publish(&Target::Everyone, &numbered(n));
-        slowest = slowest.max(before.elapsed());
+        publish();
     }
-    eprintln!("noticed after {:?}, {n} messages, slowest publish {slowest:?}", start.elapsed());
-    assert!(slowest < Duration::from_millis(100), "publish waited for {slowest:?}");
-    assert!(a.dropped(DropReason::QueueFull) > 0);
+    eprintln!("noticed after {:?}, {n} messages", start.elapsed());
     assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Disconnected));
     until("what waited is counted", || {
         a.dropped(DropReason::Disconnected) > 0 && a.dropped(DropReason::Lost) > 0
@@ -491,18 +502,28 @@ fn closing_publishes_what_is_queued() {
     for n in 0..5000 {
         a.publish(&Target::Everyone, &numbered(n)).unwrap();
     }
-    let start = Instant::now();
     a.close();
-    let took = start.elapsed();
     assert_eq!(a.bridge.counters().published(), 5000);
     assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Closed));
     for n in 0..5000 {
         assert_eq!(number_of(&b.next()), n);
     }
-    eprintln!("closed after {took:?}");
-    assert!(took < Duration::from_millis(900), "an idle second was waited out: {took:?}");
     b.close();
     b.close();
+}
+
+#[test]
+fn closing_waits_out_no_idle_second() {
+    const INSTANCES: u32 = 20;
+    let redis = Redis::start();
+    let instances: Vec<_> =
+        (0..INSTANCES).map(|_| Instance::connected(&config_of(&redis))).collect();
+    let start = Instant::now();
+    instances.iter().for_each(Instance::close);
+    let took = start.elapsed();
+    eprintln!("{INSTANCES} closed after {took:?}");
+    // One alone might be closed just when its second ends, or on a machine that is busy for a moment.
+    assert!(took < INSTANCES * Duration::from_millis(250), "{took:?}");
 }
 
 /// A way to Redis on which subscriptions can be silenced while their sockets stay open.

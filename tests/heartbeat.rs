@@ -31,8 +31,8 @@ fn lives_by(client: &mut Client, mut sign_of_life: impl FnMut(&mut Client)) {
 #[test]
 fn a_peer_that_answers_nothing_is_pinged_once_and_cut() {
     let service = impatient();
-    let (mut dead, mut alive) = (service.client("1", ""), service.client("2", ""));
     let start = Instant::now();
+    let (mut dead, mut alive) = (service.client("1", ""), service.client("2", ""));
     assert_eq!(dead.next(), Frame::Ping(Vec::new()));
     assert!(start.elapsed() >= Duration::from_millis(900), "pinged without silence");
     lives_by(&mut alive, |client| client.send_bytes(&frame(0x8a, b"")));
