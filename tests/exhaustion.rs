@@ -12,6 +12,7 @@ mod support;
 
 use std::io::Write;
 use std::net::TcpStream;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -69,16 +70,21 @@ fn assert_full_and_heals(service: &mut Service, mut clients: Vec<Client>) {
     assert!(!service.has_ended());
 }
 
+/// Twice: so many connections are taken before one is refused, and all is as before when they have left.
+fn assert_fills_and_heals(service: &mut Service, connections: Range<usize>) {
+    let before = service.at_rest();
+    for _ in 0..2 {
+        let clients = fill(service, connections.end);
+        assert!(connections.contains(&clients.len()), "{} connections", clients.len());
+        assert_full_and_heals(service, clients);
+        service.assert_recovers(before);
+    }
+}
+
 #[test]
 fn more_than_max_connections_get_503() {
     let mut service = Service::with(&[("MAX_CONNECTIONS", "20")]);
-    let before = service.at_rest();
-    for _ in 0..2 {
-        let clients = fill(&service, 21);
-        assert_eq!(clients.len(), 20);
-        assert_full_and_heals(&mut service, clients);
-        service.assert_recovers(before);
-    }
+    assert_fills_and_heals(&mut service, 20..21);
 }
 
 #[test]
@@ -109,13 +115,7 @@ fn few_descriptors_are_planned_for() {
     let wrapper = ["sh", "-c", r#"ulimit -n 200; exec "$0""#];
     let mut service = Service::spawn(Service::command_behind(&wrapper, &[]));
     assert!(service.log_line("lowered to").contains("RLIMIT_NOFILE is 200"));
-    let before = service.at_rest();
-    for _ in 0..2 {
-        let clients = fill(&service, 200);
-        assert!(clients.len() >= 50, "only {} connections", clients.len());
-        assert_full_and_heals(&mut service, clients);
-        service.assert_recovers(before);
-    }
+    assert_fills_and_heals(&mut service, 50..200);
 }
 
 #[test]
@@ -194,13 +194,7 @@ fn few_threads_are_planned_for() {
     let group = PidsGroup::new("planned", 160);
     let mut service = group.start(&[]);
     assert!(service.log_line("lowered to").contains("pids.max of the cgroup is 160"));
-    let before = service.at_rest();
-    for _ in 0..2 {
-        let clients = fill(&service, 160);
-        assert!(clients.len() >= 20, "only {} connections", clients.len());
-        assert_full_and_heals(&mut service, clients);
-        service.assert_recovers(before);
-    }
+    assert_fills_and_heals(&mut service, 20..160);
     drop(service);
 }
 
@@ -256,11 +250,5 @@ fn a_user_with_few_threads_is_planned_for() {
     );
     let mut service = Service::spawn(Service::command_behind(&wrapper, &[]));
     assert!(service.log_line("lowered to").contains("RLIMIT_NPROC is 160"));
-    let before = service.at_rest();
-    for _ in 0..2 {
-        let clients = fill(&service, 160);
-        assert!(clients.len() >= 20, "only {} connections", clients.len());
-        assert_full_and_heals(&mut service, clients);
-        service.assert_recovers(before);
-    }
+    assert_fills_and_heals(&mut service, 20..160);
 }
