@@ -105,6 +105,7 @@ fn silent_peers_hold_the_reserve_only_for_a_while() {
         text.starts_with("HTTP/1.1 503 ") && text.contains("Retry-After")
     });
     until("health is answered again", || health().starts_with("HTTP/1.1 200 "));
+    until("the silent are let go of", || service.threads_named("conn-") == clients.len());
     assert_full_and_heals(&mut service, clients);
     drop(silent);
     service.assert_recovers(before);

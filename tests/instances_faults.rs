@@ -231,6 +231,7 @@ fn a_wrong_password_is_told_without_the_password() {
         let mut client = service.client("1", "");
         client.join("lobby");
         assert_local_delivery(&mut client, json!("alone"));
+        drop(client);
         let (status, lines) = service.stop();
         assert!(status.success(), "{status}");
         assert!(lines.iter().all(|line| !line.contains("sesame")), "{lines:#?}");

@@ -11,12 +11,13 @@
 mod support;
 
 use std::io::{Read, Write};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::{Client, Service, full_size, until};
+use support::{Client, Service, full_size, read_to_end, until};
 
 /// Frames on their way at most: those that the slowest healthy member has not received.
 const IN_FLIGHT: usize = 64;
@@ -87,6 +88,10 @@ fn one_of_a_hundred_reads_nothing_and_the_others_get_everything() {
     assert!(longest < bound, "a pause of {longest:?}");
     assert!(grown < 4096, "RSS grew {grown} KiB");
     assert!(service.log_line("slow consumer").contains("user=stalled"));
+    let cut = service.log().iter().filter(|line| line.contains("slow consumer")).count();
+    assert_eq!(cut, 1, "others were cut");
+    // Its stream ends behind what its kernel had taken.
+    read_to_end(stalled.stream());
     drop((stalled, sending));
     service.assert_recovers(before);
 }
@@ -158,7 +163,7 @@ fn many_that_read_nothing_at_once_hold_little() {
             })
             .collect();
         let idle = service.rss_kib();
-        let tcp_before = tcp_memory_kib();
+        let tcp_before = tcp_memory_kib(service);
         let mut sent = 0;
         notify_until(service, "lobby", || {
             sent += 1;
@@ -166,7 +171,7 @@ fn many_that_read_nothing_at_once_hold_little() {
             service.threads_named("writer-") >= peers
         });
         let each = service.rss_kib().saturating_sub(idle) / peers as u64;
-        let tcp = tcp_memory_kib().saturating_sub(tcp_before);
+        let tcp = tcp_memory_kib(service).saturating_sub(tcp_before);
         println!(
             "round {round}: {peers} stalled after {sent} messages: {each} KiB of RSS each, \
              {tcp} KiB of TCP memory in all"
@@ -187,12 +192,18 @@ fn many_that_read_nothing_at_once_hold_little() {
     });
 }
 
-/// Memory of all TCP sockets of the machine.
-fn tcp_memory_kib() -> u64 {
-    let text = std::fs::read_to_string("/proc/net/sockstat").unwrap();
-    let line = text.lines().find(|line| line.starts_with("TCP:")).unwrap();
-    let pages: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
-    pages * 4
+/// Kernel memory of the sockets between the service and its clients, both ends: what is received, sent, and
+/// reserved for more.
+fn tcp_memory_kib(service: &Service) -> u64 {
+    let port = format!(":{}", service.addr().port());
+    let arguments = ["-tmnH", "sport", "=", &port, "or", "dport", "=", &port];
+    let output = Command::new("ss").args(arguments).output().expect("ss is installed, of iproute2");
+    let text = String::from_utf8(output.stdout).unwrap();
+    // skmem:(r0,rb131072,t0,tb262144,f0,w0,o0,bl0,d0), see ss(8).
+    let bytes = text
+        .split(['(', ',', ')'])
+        .filter_map(|field| field.strip_prefix(['r', 'w', 'f'])?.parse::<u64>().ok());
+    bytes.sum::<u64>() / 1024
 }
 
 #[test]
