@@ -159,8 +159,7 @@ fn thousands_get_every_broadcast_in_order_for_little_memory() {
 
     let sending = Instant::now();
     for first in (0..BROADCASTS).step_by(IN_FLIGHT) {
-        let batch: Vec<_> =
-            (first..first + IN_FLIGHT).flat_map(|number| broadcast(number)).collect();
+        let batch: Vec<_> = (first..first + IN_FLIGHT).flat_map(broadcast).collect();
         publisher.write_all(&batch).unwrap();
         std::thread::scope(|scope| {
             for part in members.chunks_mut(count / BENCH_THREADS) {

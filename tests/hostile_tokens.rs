@@ -63,7 +63,7 @@ fn unsigned() -> Vec<Bad> {
             let (header, _) = message.split_once('.').unwrap();
             format!("{header}.{other}.{signature}")
         }),
-        bad("another key", "bad signature", forged_with("another key", HEADER, &payload())),
+        bad("another key", "bad signature", forged_with("another key", HEADER, payload())),
         bad("a signature with a byte more", "bad signature", format!("{good}A")),
         bad("four parts", "malformed", format!("{good}.{signature}")),
         bad("one part", "malformed", "token".into()),
@@ -77,7 +77,7 @@ fn unsigned() -> Vec<Bad> {
 /// Tokens whose header would choose the algorithm or the key.
 fn with_odd_headers() -> Vec<Bad> {
     let bad = |what, reason, token| Bad { what, reason, token };
-    let with_header = |header: &str| forged(header, &payload());
+    let with_header = |header: &str| forged(header, payload());
     let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
     let no_algorithm = "algorithm not allowed";
     let mut tokens = vec![
@@ -92,7 +92,7 @@ fn with_odd_headers() -> Vec<Bad> {
         bad(
             "jwk as the key",
             "bad signature",
-            forged_with("a", r#"{"alg":"HS256","jwk":{"kty":"oct","k":"YQ"}}"#, &payload()),
+            forged_with("a", r#"{"alg":"HS256","jwk":{"kty":"oct","k":"YQ"}}"#, payload()),
         ),
     ];
     for alg in ["none", "None", "NONE", "nOnE", ""] {
@@ -113,7 +113,7 @@ fn with_odd_headers() -> Vec<Bad> {
         let keys = [("kid that points to an empty key", ""), ("kid as the key", kid)];
         tokens.extend(
             keys.map(|(what, key)| {
-                bad(what, "bad signature", forged_with(key, &header, &payload()))
+                bad(what, "bad signature", forged_with(key, &header, payload()))
             }),
         );
     }
@@ -123,7 +123,7 @@ fn with_odd_headers() -> Vec<Bad> {
 /// Tokens whose claims are not what they must be.
 fn with_odd_claims() -> Vec<Bad> {
     let bad = |what, reason, token| Bad { what, reason, token };
-    let claims = |members: &str| forged(HEADER, &with(members));
+    let claims = |members: &str| forged(HEADER, with(members));
     let later = unix_now() + 600;
     let mut tokens = vec![
         bad("no JSON", "malformed", forged(HEADER, "sub=1")),
@@ -131,7 +131,7 @@ fn with_odd_claims() -> Vec<Bad> {
         bad("not UTF-8", "malformed", forged(HEADER, b"{\"sub\":\"\xff\",\"exp\":9999999999}")),
         bad("10 KiB", "too long", claims(&format!(r#""sub":"1","x":"{}""#, "x".repeat(7500)))),
         bad("expired by a second", "expired", {
-            forged(HEADER, &json!({"sub": "1", "exp": unix_now() - 1}).to_string())
+            forged(HEADER, json!({"sub": "1", "exp": unix_now() - 1}).to_string())
         }),
         bad("exp is negative", "expired", forged(HEADER, r#"{"sub":"1","exp":-9999999999}"#)),
         bad("no exp", "no exp", forged(HEADER, r#"{"sub":"1"}"#)),
