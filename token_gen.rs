@@ -1,14 +1,14 @@
-//! Prints a token for trying the service out, signed with its `JWT_SECRET`, and nothing else.
+//! Prints a token for trying out the service, signed with its `JWT_SECRET`.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use lexopt::{Arg, Parser, ValueExt};
-use realtime_service::config::{Variables, parse_duration};
+use realtime_service::config::{MAX_ID_BYTES, Variables, parse_duration};
+use realtime_service::protocol::Id;
 use serde::Serialize;
 
 const HELP: &str = "\
@@ -31,10 +31,7 @@ Exit code: 0, or 1 without a JWT_SECRET, or 2 for a bad argument.
 
 const VERSION: &str = concat!("token_gen ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// The service refuses ids that are longer.
-const MAX_ID_CHARS: usize = 128;
-
-/// A hundred years: far enough, and no reader of the claims need fear for its integers.
+/// A hundred years; longer times could overflow the integers of those who read the claims.
 const MAX_TTL_SECONDS: u64 = 876_000 * 3600;
 
 fn main() -> ExitCode {
@@ -62,7 +59,7 @@ fn print(output: &str) -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    // Where stderr is closed too, the exit code alone tells.
+    // If stderr is closed, the exit code is all that tells.
     let _ = writeln!(io::stderr(), "token_gen: {failure}");
     match failure {
         Failure::Argument(_) => ExitCode::from(2),
@@ -71,25 +68,19 @@ fn fail(failure: &Failure) -> ExitCode {
 }
 
 /// Why there is no token, in one line.
+#[derive(Debug, thiserror::Error)]
 enum Failure {
     /// The command line is wrong.
+    #[error("{0} (see --help)")]
     Argument(String),
-    /// It is right, but the secret, the clock or stdout is not.
+    /// Something is wrong with the secret, the clock or stdout.
+    #[error("{0}")]
     Other(String),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Argument(reason) => write!(f, "{reason} (see --help)"),
-            Self::Other(reason) => f.write_str(reason),
-        }
-    }
 }
 
 impl From<lexopt::Error> for Failure {
     fn from(error: lexopt::Error) -> Self {
-        // Escaped, since some of lexopt's messages quote the argument as it came.
+        // Without control characters, since some of lexopt's messages repeat the argument as it is.
         Self::Argument(error.to_string().replace(char::is_control, "?"))
     }
 }
@@ -107,7 +98,7 @@ impl Request {
         while let Some(argument) = arguments.next()? {
             match argument {
                 Arg::Long("user") => options.user = id("--user", &mut arguments)?,
-                Arg::Long("role") => options.role = id("--role", &mut arguments)?,
+                Arg::Long("role") => options.role = role(&mut arguments)?,
                 Arg::Long("seller-id") => {
                     options.seller = Some(id("--seller-id", &mut arguments)?);
                 }
@@ -131,18 +122,27 @@ fn text(arguments: &mut Parser) -> Result<String, Failure> {
 
 fn id(option: &str, arguments: &mut Parser) -> Result<String, Failure> {
     let id = text(arguments)?;
-    let visible = id.chars().all(|c| !c.is_whitespace() && !c.is_control());
-    if visible && (1..=MAX_ID_CHARS).contains(&id.chars().count()) {
-        return Ok(id);
+    match Id::parse(&id) {
+        Ok(_) => Ok(id),
+        Err(error) => Err(Failure::Argument(format!("bad {option} {id:?}: {error}"))),
+    }
+}
+
+/// The service takes any text of at most 128 bytes as a role.
+fn role(arguments: &mut Parser) -> Result<String, Failure> {
+    let role = text(arguments)?;
+    let is_visible = role.chars().all(|c| !c.is_whitespace() && !c.is_control());
+    if is_visible && (1..=MAX_ID_BYTES).contains(&role.len()) {
+        return Ok(role);
     }
     Err(Failure::Argument(format!(
-        "bad {option} {id:?}: expected 1 to {MAX_ID_CHARS} visible characters"
+        "bad --role {role:?}: expected 1 to {MAX_ID_BYTES} bytes of visible characters"
     )))
 }
 
 fn ttl_seconds(ttl: &str) -> Result<u64, Failure> {
     parse_duration(ttl)
-        // A token cannot say parts of a second.
+        // `exp` is written in whole seconds.
         .filter(|ttl| ttl.subsec_nanos() == 0)
         .map(|ttl| ttl.as_secs())
         .filter(|seconds| (1..=MAX_TTL_SECONDS).contains(seconds))

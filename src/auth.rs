@@ -1,7 +1,8 @@
-//! Who a token belongs to, and whether they may join a room: by the rules over the claims, or by a
-//! backend's word.
+//! Authentication (whose is a token?) and authorization (may they join this room?). The second is decided
+//! by rules over the token's claims, or by asking a backend.
 
 mod backend;
+mod role;
 mod rules;
 mod token;
 
@@ -13,6 +14,7 @@ use crate::runtime::threads::Threads;
 
 use backend::Backend;
 pub use backend::BackendStats;
+pub use role::Role;
 use rules::permits;
 pub use token::{Identity, MAX_TOKEN_BYTES, TokenError, Verifier, VerifierError, bearer};
 
@@ -27,7 +29,7 @@ pub enum Verdict {
     Failed,
 }
 
-/// Decides who may join; clones share the backend, whose threads end with the last of them.
+/// Decides who may join a room. Clones share one backend; its threads end when the last clone is dropped.
 #[derive(Clone)]
 pub struct Authorizer(Judge);
 
@@ -43,8 +45,8 @@ impl Authorizer {
         Self(Judge::Rules(policy))
     }
 
-    /// Asks the backend at `url`, a checked `BACKEND_URL`, on threads named `authz…`: one from the
-    /// start that keeps the answers, up to [`BACKEND_CALLS`](crate::config::BACKEND_CALLS) that call.
+    /// Asks the backend at `url`, a checked `BACKEND_URL`, on threads named `authz…`: one that
+    /// keeps the answers, and up to [`BACKEND_CALLS`](crate::config::BACKEND_CALLS) that make the calls.
     ///
     /// # Errors
     /// When the system has no thread left.
@@ -53,27 +55,34 @@ impl Authorizer {
     }
 
     /// Whether this identity may join this room. With a backend it blocks up to [`BACKEND_TIMEOUT`](crate::config::BACKEND_TIMEOUT);
-    /// with rules it is instant.
-    pub fn may_join(&self, identity: &Identity, room: &Room) -> Verdict {
+    /// with rules it is instant. It
+    /// gives up, and says [`Verdict::Failed`], when `give_up` says that nobody waits for the answer any more.
+    pub fn may_join(
+        &self,
+        identity: &Identity,
+        room: &Room,
+        give_up: impl Fn() -> bool,
+    ) -> Verdict {
         match &self.0 {
             Judge::Rules(policy) => verdict(permits(*policy, identity, room)),
-            // Admins are in this room from the connect on, whatever the backend thinks.
+            // Admins were put into this room when they connected, so the backend is not asked.
             Judge::Backend(_) if identity.is_admin() && room.kind() == RoomKind::Admins => {
                 Verdict::Allowed
             }
-            // Encoded or not, a proxy may resolve the dots and ask for another path; no such id exists.
+            // `.` and `..` as a path segment: a proxy in front of the backend could resolve them, encoded
+            // or not, and ask about another path. No real id looks like this.
             Judge::Backend(_) if has_dot_segment(room) => Verdict::Denied,
-            Judge::Backend(backend) => backend.ask(&identity.user_id, room),
+            Judge::Backend(backend) => backend.ask(&identity.user_id, room, give_up),
         }
     }
 
-    /// Whether [`Self::may_join`] is instant, so that nothing is gained by asking the hub first whether
-    /// the connection is in the room already.
+    /// Whether [`Self::may_join`] answers without a call to a backend. Only where it does not is it worth
+    /// asking the hub first whether the connection is in the room already.
     pub fn is_local(&self) -> bool {
         matches!(self.0, Judge::Rules(_))
     }
 
-    /// Counts of the backend's calls, when there is a backend.
+    /// Counts and durations of backend calls; `None` without a backend.
     pub fn stats(&self) -> Option<&BackendStats> {
         match &self.0 {
             Judge::Rules(_) => None,
@@ -96,16 +105,21 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::protocol::Id;
 
     /// User 1, seller 2, client 3.
     fn identity(role: &str) -> Identity {
         Identity {
-            user_id: "1".into(),
+            user_id: Id::parse("1").unwrap(),
             role: role.into(),
-            seller_id: Some("2".into()),
-            client_id: Some("3".into()),
+            seller_id: Some(Id::parse("2").unwrap()),
+            client_id: Some(Id::parse("3").unwrap()),
             expires_at: SystemTime::UNIX_EPOCH,
         }
+    }
+
+    fn never() -> bool {
+        false
     }
 
     fn room(name: &str) -> Room {
@@ -117,8 +131,8 @@ mod tests {
         let authorizer = Authorizer::rules(RoomPolicy::Open);
         assert!(authorizer.is_local());
         assert!(authorizer.stats().is_none());
-        assert_eq!(authorizer.may_join(&identity(""), &room("lobby")), Verdict::Allowed);
-        assert_eq!(authorizer.may_join(&identity(""), &room("user-2")), Verdict::Denied);
+        assert_eq!(authorizer.may_join(&identity(""), &room("lobby"), never), Verdict::Allowed);
+        assert_eq!(authorizer.may_join(&identity(""), &room("user-2"), never), Verdict::Denied);
     }
 
     #[test]
@@ -126,12 +140,24 @@ mod tests {
         // Nothing listens there, so that a call fails.
         let authorizer = Authorizer::backend("http://127.0.0.1:1", &Threads::default()).unwrap();
         assert!(!authorizer.is_local());
-        assert_eq!(authorizer.may_join(&identity("admin"), &room("admins")), Verdict::Allowed);
-        assert_eq!(authorizer.may_join(&identity("client"), &room("admins")), Verdict::Failed);
-        assert_eq!(authorizer.may_join(&identity("admin"), &room("lobby")), Verdict::Failed);
+        assert_eq!(
+            authorizer.may_join(&identity("admin"), &room("admins"), never),
+            Verdict::Allowed
+        );
+        assert_eq!(
+            authorizer.may_join(&identity("client"), &room("admins"), never),
+            Verdict::Failed
+        );
+        assert_eq!(authorizer.may_join(&identity("admin"), &room("lobby"), never), Verdict::Failed);
         for name in ["order-.", "order-..", "seller-.", "seller-.."] {
-            assert_eq!(authorizer.may_join(&identity("admin"), &room(name)), Verdict::Denied);
+            assert_eq!(
+                authorizer.may_join(&identity("admin"), &room(name), never),
+                Verdict::Denied
+            );
         }
-        assert_eq!(authorizer.may_join(&identity("admin"), &room("order-...")), Verdict::Failed);
+        assert_eq!(
+            authorizer.may_join(&identity("admin"), &room("order-..."), never),
+            Verdict::Failed
+        );
     }
 }

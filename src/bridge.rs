@@ -1,8 +1,6 @@
-//! Between instances: what is published here reaches the connections of every other instance, and
-//! the other way round (DESIGN section 6).
+//! Connects the instances of the service: what one publishes reaches the clients of all others.
 //!
-//! The hub knows only the trait [`PubSub`]. [`RedisPubSub`] implements it on Redis, [`MemoryPubSub`]
-//! within one process, for tests.
+//! The hub knows only the trait [`PubSub`], which [`RedisPubSub`] implements.
 //!
 //! ```text
 //! hub ──publish──▶ queue ──▶ redis-pub ──PUBLISH──▶ Redis ──pmessage──▶ redis-sub ──handler──▶ hub
@@ -14,11 +12,9 @@ mod channel_names;
 mod counters;
 mod envelope;
 mod inbox;
-mod memory;
 mod queue;
 mod redis;
 
-use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -30,22 +26,21 @@ use crate::hub::{Delivery, Target};
 
 pub use self::redis::RedisPubSub;
 pub use counters::{BridgeCounters, DropReason};
-pub use memory::{MemoryBroker, MemoryPubSub};
 
-/// Messages that wait for the broker at most.
+/// Most messages that wait for the broker.
 pub const QUEUE_MESSAGES: usize = 10_000;
-/// Bytes of the payloads that wait for the broker at most: 16 MiB.
+/// Most bytes of payload that wait for the broker: 16 MiB.
 pub const QUEUE_BYTES: usize = 16 * crate::config::MIB;
 
-/// Messages between the instances of the service, over whatever broker.
+/// Carries messages between the instances of the service, over any broker.
 ///
 /// What an implementation (Redis; NATS, RabbitMQ or Kafka would be others) must keep:
 ///
 /// - **Order.** What one instance publishes arrives at each other instance in the order of the
 ///   [`publish`](Self::publish) calls, over all targets. Different publishers have no common order.
-/// - **At most once.** Nothing is handed to the handler twice. A message whose fate is unknown, since
-///   the broker went away in the middle, is counted as lost and never sent again. What cannot be sent
-///   when it is published is dropped and counted, not delivered late.
+/// - **At most once.** Nothing is handed to the handler twice. A message that may or may not have
+///   arrived, since the connection broke before its confirmation, is counted as lost and not sent again.
+///   A message that cannot be sent now is dropped and counted, not delivered late.
 /// - **Own messages.** The handler never sees what its own instance published: the hub has delivered
 ///   that already.
 /// - **Back-pressure.** `publish` never waits and never logs, since the hub calls it: it hands over to
@@ -57,8 +52,8 @@ pub const QUEUE_BYTES: usize = 16 * crate::config::MIB;
 /// - **Foreign messages.** What other systems publish is checked before it reaches the handler; what is
 ///   not understood is counted and dropped.
 pub trait PubSub: Send + Sync {
-    /// Hands one message over; never waits. Only users, rooms and everyone are published: the other
-    /// targets have local meaning.
+    /// Hands one message over, without waiting. Only messages for users, rooms and everyone are published;
+    /// those for other targets stay on this instance.
     ///
     /// # Errors
     /// Why the message was dropped; it is counted already.
@@ -70,17 +65,39 @@ pub trait PubSub: Send + Sync {
     /// When the system has no thread left, or when it was started before.
     fn start(&self, handler: Handler) -> io::Result<()>;
 
-    /// `connected` when messages flow both ways, else `disconnected`; for `/health`.
-    fn state(&self) -> &'static str;
+    /// Whether messages flow both ways; for `/health`. Never [`BridgeState::Disabled`].
+    fn state(&self) -> BridgeState;
 
     /// What passed and what was dropped, for `/metrics`.
     fn counters(&self) -> &Arc<BridgeCounters>;
 
-    /// Takes no more, publishes what is queued and ends the threads; returns when they have ended.
+    /// Refuses further messages, publishes what is queued, and waits until the threads have ended.
     ///
     /// # Errors
-    /// When they had not by `deadline`.
+    /// When they have not ended by `deadline`.
     fn close(&self, deadline: Instant) -> Result<(), NotClosed>;
+}
+
+/// What `/health` says of the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BridgeState {
+    /// Messages flow both ways.
+    Connected,
+    /// They do not: what is published stays on this instance.
+    Disconnected,
+    /// There is no broker: `REDIS_ADDR` is empty.
+    Disabled,
+}
+
+impl BridgeState {
+    /// `connected`, `disconnected` or `disabled`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Disconnected => "disconnected",
+            Self::Disabled => "disabled",
+        }
+    }
 }
 
 /// A message on its way to the other instances.
@@ -92,21 +109,14 @@ pub struct Outgoing {
     pub payload: Bytes,
 }
 
-/// Takes what arrives, in order, on one thread; may block. `Break` says that nobody takes deliveries
-/// any more, and ends the subscription.
+/// Takes the messages that arrive, in order, on one thread; may block. It returns `Break` when nobody wants
+/// messages any more, which ends the subscription.
 pub type Handler = Box<dyn FnMut(Delivery) -> ControlFlow<()> + Send>;
 
 /// The threads had not ended at the deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the bridge had not ended in time, {queued} messages were queued")]
 pub struct NotClosed {
     /// Messages still in the queue.
     pub queued: usize,
 }
-
-impl fmt::Display for NotClosed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the bridge had not ended in time, {} messages were queued", self.queued)
-    }
-}
-
-impl std::error::Error for NotClosed {}

@@ -28,7 +28,7 @@ use crate::config::{
 };
 use crate::http::Head;
 use crate::http::response::{self, Response};
-use crate::metrics::Counters;
+use crate::metrics::{Counters, RefusalReason};
 use crate::rest::{PrivateSocket, RequestGuard, Rest, RestParts};
 use crate::runtime::threads::Threads;
 use forward::Pool;
@@ -210,7 +210,7 @@ impl Acceptor {
 
     fn admit(&mut self, accepted: Accepted) {
         let Some(permit) = self.context.permits.take() else {
-            self.context.counters.refused.count("connection_cap");
+            self.context.counters.refused.count(RefusalReason::ConnectionCap);
             return turn_away(&accepted.stream, "all connections are taken");
         };
         let name = format!("conn-{}", accepted.number);
@@ -229,7 +229,7 @@ impl Acceptor {
         match started {
             Ok(()) => self.is_starved = false,
             Err(error) => {
-                self.context.counters.refused.count("no_thread");
+                self.context.counters.refused.count(RefusalReason::NoThread);
                 self.starve("no thread is left for a connection", &error);
                 if let Ok((_, accepted)) = left.try_recv() {
                     turn_away(&accepted.stream, "no thread is left");

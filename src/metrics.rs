@@ -1,7 +1,7 @@
 //! `GET /metrics`: counters and gauges as Prometheus reads them (OpenMetrics text).
 //!
-//! What the hub knows it counts in plain numbers of its own (`hub::Stats`), which a scrape asks for like
-//! any other event; counting costs it nothing else. What others count is in the families here.
+//! The hub counts in plain numbers of its own (`hub::Stats`), since it counts on the hot path; a scrape asks
+//! for a copy. Everyone else counts in families of prometheus-client, which are registered here.
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -12,55 +12,120 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rustix::process::{Resource, getrlimit};
 
-use crate::auth::{Authorizer, BackendStats, Verdict};
-use crate::bridge::{DropReason, PubSub};
+use crate::auth::{Authorizer, TokenError};
+use crate::bridge::{BridgeCounters, BridgeState, PubSub};
 use crate::hub::{Buckets, Event, HubHandle, Stats};
 use crate::logging::dropped_lines;
+use crate::runtime::count::{CountBy, Kind};
 
 /// Media type of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Why handshakes and connections are refused.
-const REFUSALS: [&str; 9] = [
-    "bad_request",
-    "connection_cap",
-    "invalid_token",
-    "missing_token",
-    "no_thread",
-    "origin_not_allowed",
-    "shutting_down",
-    "token_expired",
-    "too_many_connections",
-];
-/// What becomes of requests to `/api/notify`.
-const NOTIFY_RESULTS: [&str; 5] =
-    ["bad_request", "forbidden", "sent", "unauthorized", "unavailable"];
-
-/// A counter with one label; clones share it.
-#[derive(Debug, Clone)]
-pub struct CountBy {
-    label: &'static str,
-    family: Family<[(&'static str, &'static str); 1], Counter>,
+/// Why a handshake or a connection was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// The request for `/ws` is no WebSocket handshake.
+    BadRequest,
+    /// All of `MAX_CONNECTIONS` are taken.
+    ConnectionCap,
+    /// The token is bad in any way but those below.
+    InvalidToken,
+    /// There is no token.
+    MissingToken,
+    /// The system has no thread left.
+    NoThread,
+    /// The browser's origin is not one of `ALLOWED_ORIGINS`.
+    OriginNotAllowed,
+    /// The service shuts down.
+    ShuttingDown,
+    /// The token's `exp` has passed.
+    TokenExpired,
+    /// The user has `MAX_CONNECTIONS_PER_USER` already.
+    TooManyConnections,
 }
 
-impl CountBy {
-    /// All kinds stand in the text from the start, so that a rate sees the first of each.
-    fn new(label: &'static str, kinds: &[&'static str]) -> Self {
-        let family = Family::default();
-        for kind in kinds {
-            family.get_or_create_owned(&[(label, *kind)]);
-        }
-        Self { label, family }
-    }
+impl Kind for RefusalReason {
+    const ALL: &'static [Self] = &[
+        Self::BadRequest,
+        Self::ConnectionCap,
+        Self::InvalidToken,
+        Self::MissingToken,
+        Self::NoThread,
+        Self::OriginNotAllowed,
+        Self::ShuttingDown,
+        Self::TokenExpired,
+        Self::TooManyConnections,
+    ];
 
-    /// Counts one of this kind.
-    pub fn count(&self, kind: &'static str) {
-        self.family.get_or_create_owned(&[(self.label, kind)]).inc();
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::ConnectionCap => "connection_cap",
+            Self::InvalidToken => "invalid_token",
+            Self::MissingToken => "missing_token",
+            Self::NoThread => "no_thread",
+            Self::OriginNotAllowed => "origin_not_allowed",
+            Self::ShuttingDown => "shutting_down",
+            Self::TokenExpired => "token_expired",
+            Self::TooManyConnections => "too_many_connections",
+        }
+    }
+}
+
+impl From<TokenError> for RefusalReason {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Missing => Self::MissingToken,
+            TokenError::Expired => Self::TokenExpired,
+            _ => Self::InvalidToken,
+        }
+    }
+}
+
+/// What became of a request to `/api/notify`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotifyResult {
+    /// 200.
+    Sent,
+    /// 400.
+    BadRequest,
+    /// 401.
+    Unauthorized,
+    /// 403.
+    Forbidden,
+    /// Any other status.
+    Unavailable,
+}
+
+impl NotifyResult {
+    /// The result that this HTTP status stands for.
+    pub fn of_status(status: u16) -> Self {
+        match status {
+            200 => Self::Sent,
+            400 => Self::BadRequest,
+            401 => Self::Unauthorized,
+            403 => Self::Forbidden,
+            _ => Self::Unavailable,
+        }
+    }
+}
+
+impl Kind for NotifyResult {
+    const ALL: &'static [Self] =
+        &[Self::Sent, Self::BadRequest, Self::Unauthorized, Self::Forbidden, Self::Unavailable];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::BadRequest => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::Unavailable => "unavailable",
+        }
     }
 }
 
@@ -68,9 +133,9 @@ impl CountBy {
 #[derive(Debug, Clone)]
 pub struct Counters {
     /// Handshakes and connections that were refused, by reason.
-    pub refused: CountBy,
+    pub refused: CountBy<RefusalReason>,
     /// Requests to `/api/notify`, by result.
-    pub notify_requests: CountBy,
+    pub notify_requests: CountBy<NotifyResult>,
     /// Connections without a complete request head that made room for new ones.
     pub heads_evicted: Counter,
 }
@@ -78,36 +143,36 @@ pub struct Counters {
 impl Default for Counters {
     fn default() -> Self {
         Self {
-            refused: CountBy::new("reason", &REFUSALS),
-            notify_requests: CountBy::new("result", &NOTIFY_RESULTS),
+            refused: CountBy::new("reason"),
+            notify_requests: CountBy::new("result"),
             heads_evicted: Counter::default(),
         }
     }
 }
 
-/// Renders the text.
+/// Renders the text of `/metrics`.
 pub struct Metrics {
     registry: Registry,
 }
 
 impl Metrics {
-    /// Over these sources.
+    /// Registers everything that is counted.
     pub fn new(
         counters: &Counters,
         hub: HubHandle,
-        authorizer: Arc<Authorizer>,
+        authorizer: &Authorizer,
         bridge: Option<Arc<dyn PubSub>>,
     ) -> Self {
         let mut registry = Registry::default();
         registry.register(
             "realtime_handshakes_refused",
             "Handshakes and connections that were refused",
-            counters.refused.family.clone(),
+            counters.refused.family(),
         );
         registry.register(
             "realtime_notify_requests",
             "Requests to /api/notify",
-            counters.notify_requests.family.clone(),
+            counters.notify_requests.family(),
         );
         registry.register(
             "realtime_heads_evicted",
@@ -116,16 +181,24 @@ impl Metrics {
         );
         if let Some(stats) = authorizer.stats() {
             registry.register(
+                "realtime_authorization_calls",
+                "Calls to the authorization backend",
+                stats.calls().family(),
+            );
+            registry.register(
                 "realtime_authorization_call_seconds",
                 "Duration of calls to the authorization backend",
                 stats.seconds().clone(),
             );
         }
+        if let Some(bridge) = &bridge {
+            register_bridge(&mut registry, bridge.counters());
+        }
         let started: Gauge<f64, AtomicU64> = Gauge::default();
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         started.set(since_epoch.unwrap_or(Duration::ZERO).as_secs_f64());
         registry.register("process_start_time_seconds", "Start of the process", started);
-        registry.register_collector(Box::new(Scrape { hub, authorizer, bridge }));
+        registry.register_collector(Box::new(Scrape { hub, bridge }));
         Self { registry }
     }
 
@@ -140,10 +213,24 @@ impl Metrics {
     }
 }
 
+fn register_bridge(registry: &mut Registry, counters: &BridgeCounters) {
+    let reconnects = counters.reconnects.clone();
+    registry.register(
+        "realtime_redis_reconnects",
+        "Connections made again after a loss",
+        reconnects,
+    );
+    let published = counters.published.clone();
+    registry.register("realtime_redis_published", "Messages published", published);
+    let received = counters.received.clone();
+    registry.register("realtime_redis_received", "Messages received", received);
+    let dropped = counters.dropped.family();
+    registry.register("realtime_redis_dropped", "Messages dropped on either way", dropped);
+}
+
 /// What is read anew for each scrape.
 struct Scrape {
     hub: HubHandle,
-    authorizer: Arc<Authorizer>,
     bridge: Option<Arc<dyn PubSub>>,
 }
 
@@ -160,18 +247,20 @@ impl Collector for Scrape {
         let mut out = Out(encoder);
         out.gauge("realtime_hub_queue_depth", "Events that wait for the hub", waiting as f64)?;
         out.stats(&stats)?;
-        if let Some(stats) = self.authorizer.stats() {
-            out.backend(stats)?;
-        }
         if let Some(bridge) = &self.bridge {
-            out.bridge(&**bridge)?;
+            let connected = bridge.state() == BridgeState::Connected;
+            out.gauge(
+                "realtime_redis_connected",
+                "1 while messages flow both ways",
+                f64::from(u8::from(connected)),
+            )?;
         }
         out.counter("realtime_log_lines_dropped", "Log lines lost", dropped_lines())?;
         out.process()
     }
 }
 
-/// Writes metrics whose numbers are at hand.
+/// Writes metrics that have no family, from numbers read for this scrape.
 struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {
@@ -235,8 +324,7 @@ impl Out<'_> {
             "reason",
             by(&stats.disconnects),
         )?;
-        let slow = ["slow_consumer", "no_writer"];
-        let slow = slow.iter().filter_map(|reason| stats.disconnects.get(reason)).sum();
+        let slow = stats.disconnects.get("slow_consumer").copied().unwrap_or(0);
         self.counter("realtime_slow_consumers", "Clients cut since they did not read", slow)?;
         self.counters(
             "realtime_messages_received",
@@ -260,43 +348,6 @@ impl Out<'_> {
             "realtime_fan_out_size",
             "Connections that one message went to",
             &stats.fan_out,
-        )
-    }
-
-    fn backend(&mut self, stats: &BackendStats) -> fmt::Result {
-        let results = [
-            ("allowed", Verdict::Allowed),
-            ("denied", Verdict::Denied),
-            ("failed", Verdict::Failed),
-        ];
-        self.counters(
-            "realtime_authorization_calls",
-            "Calls to the authorization backend",
-            "result",
-            results.map(|(name, verdict)| (name, stats.calls(verdict))),
-        )
-    }
-
-    fn bridge(&mut self, bridge: &dyn PubSub) -> fmt::Result {
-        let connected = bridge.state() == "connected";
-        let counters = bridge.counters();
-        self.gauge(
-            "realtime_redis_connected",
-            "1 while messages flow both ways",
-            f64::from(u8::from(connected)),
-        )?;
-        self.counter(
-            "realtime_redis_reconnects",
-            "Connections made again after a loss",
-            counters.reconnects(),
-        )?;
-        self.counter("realtime_redis_published", "Messages published", counters.published())?;
-        self.counter("realtime_redis_received", "Messages received", counters.received())?;
-        self.counters(
-            "realtime_redis_dropped",
-            "Messages dropped on either way",
-            "reason",
-            DropReason::ALL.map(|reason| (reason.as_str(), counters.dropped(reason))),
         )
     }
 

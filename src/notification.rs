@@ -1,14 +1,11 @@
 //! Typed notifications over the hub: order update, product update, room, user.
 
-use std::fmt;
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use crate::config::{MAX_EVENT_BYTES, MAX_NOTIFICATION_BYTES};
-use crate::hub::{Delivery, HubGone, HubHandle, Target};
+use crate::hub::{Delivery, HubGone, HubHandle, PublisherName, Target};
 use crate::protocol::models::{Order, Product};
-use crate::protocol::{Room, frame_payload, notification_frame};
+use crate::protocol::{BadId, Id, Room, frame_payload, notification_frame};
 
 /// Event of [`NotificationService::send_order_update`].
 pub const ORDER_UPDATED: &str = "order_updated";
@@ -22,40 +19,23 @@ pub struct NotificationService {
 }
 
 /// Why a notification was not sent.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum NotifyError {
+    /// The user id has the wrong form.
+    #[error("bad user id: {0}")]
+    BadUser(BadId),
     /// The event is empty or over 128 bytes.
+    #[error("event must have 1 to {MAX_EVENT_BYTES} bytes")]
     BadEvent,
     /// The notification is over 64 KiB; its size in bytes.
+    #[error("notification has {0} bytes, at most {MAX_NOTIFICATION_BYTES} are sent")]
     TooLarge(usize),
     /// The data does not serialise to JSON.
+    #[error("data is not JSON: {0}")]
     BadData(serde_json::Error),
     /// The service is stopping.
-    HubGone,
-}
-
-impl fmt::Display for NotifyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadEvent => write!(f, "event must have 1 to {MAX_EVENT_BYTES} bytes"),
-            Self::TooLarge(bytes) => {
-                write!(
-                    f,
-                    "notification has {bytes} bytes, at most {MAX_NOTIFICATION_BYTES} are sent"
-                )
-            }
-            Self::BadData(error) => write!(f, "data is not JSON: {error}"),
-            Self::HubGone => HubGone.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for NotifyError {}
-
-impl From<HubGone> for NotifyError {
-    fn from(_: HubGone) -> Self {
-        Self::HubGone
-    }
+    #[error(transparent)]
+    HubGone(#[from] HubGone),
 }
 
 /// Checks event and size, and makes the frame; `data` is JSON text.
@@ -77,7 +57,7 @@ pub fn notification(target: Target, event: &str, data: &str) -> Result<Delivery,
 /// `to` as clients see it: the user id, the room, or `broadcast`.
 fn to(target: &Target) -> &str {
     match target {
-        Target::User(id) | Target::Seller(id) => id,
+        Target::User(id) | Target::Seller(id) => id.as_str(),
         Target::Room(room) => room.as_str(),
         Target::Admins => "admins",
         Target::Everyone => "broadcast",
@@ -134,7 +114,8 @@ impl NotificationService {
         event: &str,
         data: &impl Serialize,
     ) -> Result<usize, NotifyError> {
-        self.send(Target::User(Arc::from(user_id)), event, data)
+        let user_id = Id::parse(user_id).map_err(NotifyError::BadUser)?;
+        self.send(Target::User(user_id), event, data)
     }
 
     fn send(
@@ -144,7 +125,8 @@ impl NotificationService {
         data: &impl Serialize,
     ) -> Result<usize, NotifyError> {
         let data = serde_json::to_string(data).map_err(NotifyError::BadData)?;
-        let counts = self.hub.notify(vec![notification(target, event, &data)?])?;
+        let deliveries = vec![notification(target, event, &data)?];
+        let counts = self.hub.notify(PublisherName::Service, deliveries)?;
         Ok(counts.first().copied().unwrap_or(0))
     }
 }

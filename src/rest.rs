@@ -15,11 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tiny_http::{Header, Request, Server, StatusCode};
 
 use crate::auth::Verifier;
+use crate::bridge::BridgeState;
 use crate::config::{KIB, REST_CONNECTIONS};
 use crate::http::Response;
 use crate::http::response::SERVER_NAME;
-use crate::hub::{Event, HubHandle};
-use crate::metrics::{self, Counters, Metrics};
+use crate::hub::{Event, HubHandle, PublisherName};
+use crate::metrics::{self, Counters, Metrics, NotifyResult};
+use crate::protocol::Id;
 use crate::runtime::threads::Threads;
 
 pub(crate) use private_socket::PrivateSocket;
@@ -27,8 +29,8 @@ pub use private_socket::{CONNECTION_HEADER, PEER_HEADER, USER_HEADER};
 pub(crate) use routes::RequestGuard;
 use routes::Route;
 
-/// `connected`, `disconnected` or `disabled`.
-pub type RedisState = Arc<dyn Fn() -> &'static str + Send + Sync>;
+/// Tells what the broker does.
+pub type RedisState = Arc<dyn Fn() -> BridgeState + Send + Sync>;
 
 /// What the handlers need of the service.
 pub struct RestParts {
@@ -121,7 +123,7 @@ impl Handlers {
     }
 
     fn health(&self, _: &mut Request) -> Response {
-        let redis = (self.parts.redis_state)();
+        let redis = (self.parts.redis_state)().as_str();
         Response::json(
             200,
             format!(r#"{{"status":"healthy","service":"realtime_service","redis":"{redis}"}}"#),
@@ -151,7 +153,13 @@ impl Handlers {
                 Err(_) => return Response::unavailable("the service is shutting down"),
             },
         };
-        Response::json(200, format!(r#"{{"clients":{},"rooms":{rooms}{list}}}"#, counts.clients))
+        let clients = counts.clients;
+        // Only where the list is not whole: the form that is known has no such member.
+        let total = match counts.rooms_total {
+            total if total > counts.rooms.len() => format!(r#","rooms_total":{total}"#),
+            _ => String::new(),
+        };
+        Response::json(200, format!(r#"{{"clients":{clients},"rooms":{rooms}{total}{list}}}"#))
     }
 
     fn metrics(&self, _: &mut Request) -> Response {
@@ -163,11 +171,8 @@ impl Handlers {
 
     fn notify(&self, request: &mut Request) -> Response {
         let response = self.try_notify(request);
-        self.parts.counters.notify_requests.count(match response.status() {
-            200 => "sent",
-            400 => "bad_request",
-            _ => "unavailable",
-        });
+        let result = NotifyResult::of_status(response.status());
+        self.parts.counters.notify_requests.count(result);
         response
     }
 
@@ -186,13 +191,15 @@ impl Handlers {
             Ok(request) => request,
             Err(error) => return Response::error(400, error.code, &error.message),
         };
-        let Ok(counts) = self.parts.hub.notify(deliveries) else {
+        let caller = header(request, USER_HEADER).and_then(|user| Id::parse(user).ok());
+        let publisher = caller.clone().map_or(PublisherName::Service, PublisherName::Backend);
+        let Ok(counts) = self.parts.hub.notify(publisher, deliveries) else {
             return Response::unavailable("the service is shutting down");
         };
         log::info!(
             conn = connection(request),
             peer = peer(request),
-            user = header(request, USER_HEADER).unwrap_or_default(),
+            user = caller.as_ref().map_or("", Id::as_str),
             notifications = counts.len(),
             delivered = counts.iter().sum::<usize>();
             "notify"

@@ -14,10 +14,10 @@ use uuid::Uuid;
 
 use crate::auth::Authorizer;
 use crate::auth::{Verifier, VerifierError};
-use crate::bridge::{Outgoing, PubSub, RedisPubSub};
-use crate::config::{AllowedOrigins, Config, Environment, HUB_QUEUE, RoomPolicy};
+use crate::bridge::{BridgeState, Outgoing, PubSub, RedisPubSub};
+use crate::config::{AllowedOrigins, Config, Environment, RoomPolicy};
 use crate::gate::{Gate, OnUpgrade};
-use crate::hub::{self, Event, Hub, HubHandle, Limits, Outlets};
+use crate::hub::{self, Event, Hub, HubHandle, Outlets};
 use crate::metrics::{Counters, Metrics};
 use crate::notification::NotificationService;
 use crate::protocol::frame_payload;
@@ -26,8 +26,7 @@ use crate::runtime::capacity::{Capacity, SystemLimits, TooFew};
 use crate::runtime::channel;
 use crate::runtime::threads::Threads;
 use crate::websocket::handshake::Handshake;
-use crate::websocket::reader::ReaderLimits;
-use crate::websocket::writer;
+use crate::websocket::writer::WriterPool;
 
 /// A running service. It is ended with [`Server::shutdown`]; merely dropped, its threads run on.
 pub struct Server {
@@ -39,30 +38,21 @@ pub struct Server {
 }
 
 /// Why the service does not start.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The system has room for too few connections.
-    Capacity(TooFew),
+    #[error(transparent)]
+    Capacity(#[from] TooFew),
     /// Tokens cannot be verified.
-    Verifier(VerifierError),
+    #[error(transparent)]
+    Verifier(#[from] VerifierError),
     /// `REDIS_ADDR` is bad; what is wrong with it.
+    #[error("{0}")]
     Redis(String),
     /// The address cannot be bound, or a thread cannot be started: what was tried, and why not.
-    Io(String, io::Error),
+    #[error("cannot {0}: {1}")]
+    Io(String, #[source] io::Error),
 }
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Capacity(error) => error.fmt(f),
-            Self::Verifier(error) => error.fmt(f),
-            Self::Redis(error) => f.write_str(error),
-            Self::Io(what, error) => write!(f, "cannot {what}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// What had not ended at `SHUTDOWN_TIMEOUT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,18 +79,18 @@ impl Server {
     /// [`StartError`].
     pub fn start(config: Config) -> Result<Self, StartError> {
         let capacity =
-            Capacity::within(config.max_connections, config.max_writers, &SystemLimits::read())
-                .map_err(StartError::Capacity)?;
+            Capacity::within(config.max_connections, config.max_writers, &SystemLimits::read())?;
         if capacity.decided_by.is_some() {
             warn!("{capacity}");
         }
         warn_about(&config);
+        let config = Arc::new(Config { max_connections: capacity.max_connections, ..config });
         let threads = Threads::default();
         let failed = |what: &str| {
             let what = what.to_owned();
             move |error| StartError::Io(what, error)
         };
-        let verifier = Arc::new(Verifier::new(&config.jwt).map_err(StartError::Verifier)?);
+        let verifier = Arc::new(Verifier::new(&config.jwt)?);
         let authorizer = Arc::new(match &config.backend_url {
             Some(url) => Authorizer::backend(url, &threads)
                 .map_err(failed("start a thread for BACKEND_URL"))?,
@@ -114,23 +104,21 @@ impl Server {
             None => None,
         };
 
-        let (events, queue) = channel::bounded(HUB_QUEUE);
+        let (events, queue) = channel::unbounded();
         let hub = HubHandle::new(events);
-        let outlets = Outlets {
-            publish: publish_to(bridge.clone()),
-            start_writer: writer::starter(threads.clone(), hub.clone()),
-        };
-        let mut limits = Limits::from(&config);
-        limits.writers = capacity.max_writers;
+        let writers = WriterPool::start(capacity.max_writers, threads.clone(), hub.clone())
+            .map_err(failed("start a writer"))?;
+        let outlets = Outlets { publish: publish_to(bridge.clone()), writers: Box::new(writers) };
+        let core = Hub::new(Arc::clone(&config), hub.clone(), outlets);
         threads
-            .spawn_batch("hub", move || hub::run(Hub::new(limits, outlets), &queue))
+            .spawn_batch("hub", move || hub::run(core, &queue))
             .map_err(failed("start the hub's thread"))?;
         if let Some(bridge) = &bridge {
             subscribe(&**bridge, hub.clone()).map_err(failed("start the bridge's threads"))?;
         }
 
         let counters = Counters::default();
-        let metrics = Metrics::new(&counters, hub.clone(), Arc::clone(&authorizer), bridge.clone());
+        let metrics = Metrics::new(&counters, hub.clone(), &authorizer, bridge.clone());
         let instance = instance_name();
         let handshake = Handshake {
             verifier: Arc::clone(&verifier),
@@ -138,10 +126,7 @@ impl Server {
             counters: counters.clone(),
             hub: hub.clone(),
             allowed_origins: config.allowed_origins.clone(),
-            limits: ReaderLimits {
-                message_bytes: config.max_message_bytes,
-                rate: config.rate_limit,
-            },
+            max_message_bytes: config.max_message_bytes,
             write_timeout: config.write_timeout,
             instance: instance.clone(),
         };
@@ -154,7 +139,6 @@ impl Server {
             instance,
         };
         let upgrade: OnUpgrade = Arc::new(move |upgrade| handshake.serve(upgrade));
-        let config = Arc::new(Config { max_connections: capacity.max_connections, ..config });
         let gate = Gate::start(Arc::clone(&config), &threads, rest, upgrade)
             .map_err(failed(&format!("listen on {}", config.bind)))?;
         info!(addr:% = gate.addr(), connections = capacity.max_connections; "listening");
@@ -255,12 +239,12 @@ fn publish_to(bridge: Option<Arc<dyn PubSub>>) -> hub::Publish {
 
 /// The broker's way to the hub, whose full channel holds the subscriber back.
 fn subscribe(bridge: &dyn PubSub, hub: HubHandle) -> io::Result<()> {
-    bridge.start(Box::new(move |delivery| match hub.send(Event::Remote(delivery)) {
+    bridge.start(Box::new(move |delivery| match hub.deliver(delivery) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     }))
 }
 
 fn redis_state_of(bridge: Option<Arc<dyn PubSub>>) -> crate::rest::RedisState {
-    Arc::new(move || bridge.as_ref().map_or("disabled", |bridge| bridge.state()))
+    Arc::new(move || bridge.as_ref().map_or(BridgeState::Disabled, |bridge| bridge.state()))
 }

@@ -1,5 +1,6 @@
-//! Verifies with loom, over interleavings with up to three preemptions, that the hand-over of a socket between hub and writer
-//! keeps one party at a time on it and loses, doubles or reorders no frame.
+//! Verifies with loom, over interleavings with two or three preemptions, that the hand-over of a socket
+//! between hub and writers keeps one party at a time on it and loses, doubles or reorders no frame: also at
+//! the end of a backlog, when it is given back, cut, or its socket breaks.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -63,58 +64,122 @@ mod runtime {
     pub use realtime_service::runtime::clock;
 }
 
-use std::convert::Infallible;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use backlog::{Backlog, backlog};
+use backlog::{Backlog, Drain, Drained, Step, backlog};
 use bytes::Bytes;
+use loom::sync::{Condvar, Mutex};
 use loom::thread::JoinHandle;
 use sync::{AtomicU64, Ordering};
 
 /// A socket that notices two writers: it counts with separate, relaxed loads and stores, so only the
 /// hand-over itself can make one party see what the other has sent.
 #[derive(Default)]
-struct Wire(AtomicU64);
+struct Wire {
+    sent: AtomicU64,
+    is_cut: AtomicU64,
+}
 
 impl Wire {
     fn send(&self, frame: u64) {
-        assert_eq!(self.0.load(Ordering::Relaxed) + 1, frame, "lost, doubled, reordered or raced");
-        self.0.store(frame, Ordering::Relaxed);
+        let before = self.sent.load(Ordering::Relaxed);
+        assert_eq!(before + 1, frame, "lost, doubled, reordered or raced");
+        self.sent.store(frame, Ordering::Relaxed);
+    }
+}
+
+/// What the writers take from: backlogs, and the end.
+#[derive(Default)]
+struct Jobs {
+    queue: Mutex<(VecDeque<Drain>, bool)>,
+    changed: Condvar,
+}
+
+impl Jobs {
+    fn push(&self, drain: Drain) {
+        self.queue.lock().unwrap().0.push_back(drain);
+        self.changed.notify_one();
+    }
+
+    fn end(&self) {
+        self.queue.lock().unwrap().1 = true;
+        self.changed.notify_all();
+    }
+
+    fn next(&self) -> Option<Drain> {
+        let mut queue = self.queue.lock().unwrap();
+        loop {
+            match queue.0.pop_front() {
+                Some(drain) => return Some(drain),
+                None if queue.1 => return None,
+                None => queue = self.changed.wait(queue).unwrap(),
+            }
+        }
+    }
+}
+
+/// How a writer of the model behaves.
+#[derive(Clone, Copy)]
+enum Writer {
+    /// Sends all that is there.
+    Drains,
+    /// Gives the backlog back after each frame.
+    Pauses,
+    /// Finds the socket broken at this frame.
+    BreaksAt(u64),
+}
+
+/// The socket broke, or the hub has cut it.
+struct Broken;
+
+fn write(jobs: &Jobs, wire: &Wire, writer: Writer) {
+    while let Some(mut drain) = jobs.next() {
+        let drained = drain.run(|bytes| {
+            let frame = u64::from(bytes[0]);
+            let breaks = matches!(writer, Writer::BreaksAt(at) if at == frame);
+            if breaks || wire.is_cut.load(Ordering::Relaxed) == 1 {
+                return Err(Broken);
+            }
+            wire.send(frame);
+            let pauses = matches!(writer, Writer::Pauses);
+            Ok(if pauses { Step::Pause(bytes.len()) } else { Step::Sent(bytes.len()) })
+        });
+        if matches!(drained, Ok(Drained::Paused)) {
+            jobs.push(drain);
+        }
     }
 }
 
 /// The hub's side of one connection, as `hub::outbox` does it.
 struct Hub {
     wire: Arc<Wire>,
+    jobs: Arc<Jobs>,
     backlog: Option<Backlog>,
-    writers: Vec<JoinHandle<()>>,
 }
 
 impl Hub {
     /// Sends, or queues behind a backlog; `full` says that the socket pushes back.
     fn send(&mut self, frame: u64, full: bool) {
-        if self.backlog.as_ref().is_some_and(Backlog::is_drained) {
+        if let Some(backlog) = &mut self.backlog {
+            if backlog.extend(1) {
+                return backlog.hand_over(bytes_of(frame));
+            }
             self.backlog = None;
         }
-        match &mut self.backlog {
-            Some(backlog) => backlog.push(bytes_of(frame)),
-            None if full => self.start_writer(frame),
-            None => self.wire.send(frame),
+        if full {
+            let (backlog, drain) = backlog([bytes_of(frame)]);
+            self.backlog = Some(backlog);
+            self.jobs.push(drain);
+        } else {
+            self.wire.send(frame);
         }
     }
 
-    fn start_writer(&mut self, frame: u64) {
-        let (mut backlog, drain) = backlog();
-        backlog.push(bytes_of(frame));
-        self.backlog = Some(backlog);
-        let wire = Arc::clone(&self.wire);
-        self.writers.push(loom::thread::spawn(move || {
-            let sent = drain.run(|bytes| {
-                wire.send(u64::from(bytes[0]));
-                Ok::<_, Infallible>(())
-            });
-            assert!(sent.is_ok());
-        }));
+    /// Cuts the connection: what waits is dropped.
+    fn cut(&mut self) {
+        self.wire.is_cut.store(1, Ordering::Relaxed);
+        self.backlog = None;
     }
 }
 
@@ -122,30 +187,93 @@ fn bytes_of(frame: u64) -> Bytes {
     Bytes::from(vec![frame as u8])
 }
 
-fn check(full: &'static [bool]) {
+/// Runs a hub and its writers over all interleavings; returns nothing, since the model asserts.
+fn check(writers: &'static [Writer], run: impl Fn(&mut Hub) + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     // Enough for every known kind of race, and it keeps the number of interleavings small.
-    model.preemption_bound = Some(3);
+    model.preemption_bound = Some(if writers.len() > 1 { 2 } else { 3 });
     model.check(move || {
-        let wire = Arc::new(Wire::default());
-        let mut hub = Hub { wire: Arc::clone(&wire), backlog: None, writers: Vec::new() };
-        for (n, full) in full.iter().enumerate() {
-            hub.send(n as u64 + 1, *full);
-        }
-        hub.backlog = None;
-        for writer in hub.writers {
+        let (wire, jobs) = (Arc::new(Wire::default()), Arc::new(Jobs::default()));
+        let running: Vec<JoinHandle<()>> = writers
+            .iter()
+            .map(|writer| {
+                let (jobs, wire) = (Arc::clone(&jobs), Arc::clone(&wire));
+                loom::thread::spawn(move || write(&jobs, &wire, *writer))
+            })
+            .collect();
+        let mut hub = Hub { wire, jobs: Arc::clone(&jobs), backlog: None };
+        run(&mut hub);
+        jobs.end();
+        for writer in running {
             writer.join().unwrap();
         }
-        assert_eq!(wire.0.load(Ordering::Relaxed), full.len() as u64);
+    });
+}
+
+fn send_all(hub: &mut Hub, full: &[bool]) {
+    for (n, full) in full.iter().enumerate() {
+        hub.send(n as u64 + 1, *full);
+    }
+}
+
+/// Waits until the hub has the socket back, then sends once more.
+fn end_with(hub: &mut Hub, last: u64) {
+    while hub.backlog.as_ref().is_some_and(|backlog| !backlog.is_drained()) {
+        loom::thread::yield_now();
+    }
+    hub.backlog = None;
+    hub.wire.send(last);
+}
+
+#[test]
+fn a_socket_goes_to_a_writer_and_back() {
+    check(&[Writer::Drains], |hub| {
+        send_all(hub, &[false, true, false]);
+        end_with(hub, 4);
     });
 }
 
 #[test]
-fn a_socket_goes_to_the_writer_and_back() {
-    check(&[false, true, false, false]);
+fn a_second_backlog_may_start_while_the_first_is_on_its_way_out() {
+    check(&[Writer::Drains, Writer::Drains], |hub| {
+        send_all(hub, &[true, true]);
+        end_with(hub, 3);
+    });
 }
 
 #[test]
-fn a_second_writer_may_start_while_the_first_is_on_its_way_out() {
-    check(&[true, true, true]);
+fn a_backlog_that_is_given_back_goes_on_with_any_writer() {
+    check(&[Writer::Pauses, Writer::Drains], |hub| {
+        send_all(hub, &[true, false]);
+        end_with(hub, 3);
+    });
+}
+
+#[test]
+fn a_cut_ends_a_backlog_wherever_its_writer_is() {
+    check(&[Writer::Drains], |hub| {
+        send_all(hub, &[true, false]);
+        hub.cut();
+        assert!(hub.backlog.is_none());
+    });
+}
+
+#[test]
+fn a_cut_ends_a_backlog_that_is_given_back() {
+    check(&[Writer::Pauses], |hub| {
+        send_all(hub, &[true, false]);
+        hub.cut();
+    });
+}
+
+#[test]
+fn a_broken_socket_never_comes_back_to_the_hub() {
+    check(&[Writer::BreaksAt(1)], |hub| {
+        hub.send(1, true);
+        // Whether the writer has seen it or not: nothing was sent, so the hub must not think so.
+        let backlog = hub.backlog.as_mut().unwrap();
+        assert!(!backlog.is_drained() && backlog.extend(1));
+        backlog.hand_over(bytes_of(2));
+        assert_eq!(hub.wire.sent.load(Ordering::Relaxed), 0);
+    });
 }

@@ -13,7 +13,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Client, Response, Service, connect, token, until};
+use support::{Client, Response, Service, connect, token, token_with, unix_now, until};
 
 /// Posts this body as a backend.
 fn post(service: &Service, body: &str) -> Response {
@@ -243,9 +243,11 @@ fn notify_and_admin_ask_for_a_token_of_the_right_role() {
         ("GET", "/admin/clients", ""),
     ];
     for (method, path, body) in requests {
-        for bad in [None, Some("x.y.z"), Some("")] {
+        for (bad, code) in
+            [(None, "missing_token"), (Some("x.y.z"), "invalid_token"), (Some(""), "missing_token")]
+        {
             let answer = service.http(method, path, bad, body);
-            assert_error(&answer, 401, "unauthorized");
+            assert_error(&answer, 401, code);
             assert_eq!(answer.headers["www-authenticate"], "Bearer");
         }
         for role in ["", "client", "seller", "administrator"] {
@@ -258,7 +260,7 @@ fn notify_and_admin_ask_for_a_token_of_the_right_role() {
     }
     // A token in the query is for browsers' WebSockets, not for backends.
     let path = format!("/admin/clients?token={}", token("7", "admin"));
-    assert_error(&service.http("GET", &path, None, ""), 401, "unauthorized");
+    assert_error(&service.http("GET", &path, None, ""), 401, "missing_token");
     until("the refusals are logged", || {
         let log = service.log();
         log.iter().filter(|line| line.contains("token refused")).count() == 7
@@ -268,6 +270,36 @@ fn notify_and_admin_ask_for_a_token_of_the_right_role() {
     for line in service.log().iter().filter(|line| line.contains(" refused ")) {
         assert!(line.contains(" conn=") && line.contains(" peer=127.0.0.1:"), "{line}");
         assert_eq!(line.contains(" user="), line.contains("role refused"), "{line}");
+    }
+}
+
+#[test]
+fn a_bad_token_is_told_as_the_handshake_tells_it() {
+    let service = Service::start();
+    let claims = |exp: u64| json!({"sub": "7", "role": "service", "exp": exp});
+    let good = token_with(claims(unix_now() + 60));
+    let forged = format!("{}.{}", good.rsplit_once('.').unwrap().0, "A".repeat(43));
+    let mut early = claims(unix_now() + 60);
+    early["nbf"] = json!(unix_now() + 30);
+    for (token, reason) in [
+        (forged, "bad signature"),
+        (token_with(early), "not yet valid"),
+        (token_with(claims(unix_now() - 1)), "expired"),
+    ] {
+        let answer = service.http("POST", "/api/notify", Some(&token), "{}");
+        let target = format!("/ws?token={token}");
+        let handshake = service.raw(support::handshake(&target, ""));
+        assert_eq!((answer.status, &answer.body), (401, &handshake.body));
+        // The log tells what the peer is not told.
+        until(reason, || {
+            let log = service.log();
+            let told = format!(
+                "reason={}",
+                if reason.contains(' ') { format!("\"{reason}\"") } else { reason.into() }
+            );
+            log.iter().filter(|line| line.contains("token refused") && line.contains(&told)).count()
+                == 2
+        });
     }
 }
 
@@ -450,17 +482,8 @@ fn a_connection_serves_many_requests_also_when_they_come_at_once() {
 #[test]
 fn who_expects_100_continue_gets_it_before_the_body() {
     let service = Service::start();
-    let mut stream = connect(service.addr());
     let body = r#"{"event":"e","broadcast":true}"#;
-    write!(
-        stream,
-        "POST /api/notify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\
-         Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
-        token("backend", "service"),
-        body.len()
-    )
-    .unwrap();
-    assert_eq!(Response::read(&mut stream).unwrap().status, 100);
+    let mut stream = service.ask_to_notify(body.len());
     stream.write_all(body.as_bytes()).unwrap();
     assert_eq!(Response::read(&mut stream).unwrap().body, success("0"));
     let other = format!(

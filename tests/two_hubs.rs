@@ -7,6 +7,10 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "support/memory.rs"]
+mod memory;
+mod support;
+
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::ops::ControlFlow;
@@ -15,19 +19,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use memory::{MemoryBroker, MemoryPubSub};
 use realtime_service::auth::Identity;
-use realtime_service::bridge::{DropReason, MemoryBroker, MemoryPubSub, Outgoing, PubSub};
+use realtime_service::bridge::{DropReason, Outgoing, PubSub};
 use realtime_service::config::Config;
 use realtime_service::hub::socket::{Activity, Socket};
 use realtime_service::hub::{
-    self, Broadcast, ConnectionKey, Delivery, Event, Hub, HubHandle, Limits, Outlets, Target,
+    self, Broadcast, Delivery, Event, Hub, HubHandle, Outlets, Publisher, PublisherName, Said,
+    Target, WriterJob, Writers,
 };
-use realtime_service::protocol::{Room, frame_payload, text_frame};
+use realtime_service::protocol::{Id, Room, frame_payload, text_frame};
 use realtime_service::runtime::channel;
 use realtime_service::runtime::threads::Threads;
-
-/// No step of a test takes longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+use support::{PATIENCE, until};
 
 /// A peer that takes everything at once, frame by frame.
 struct Peer {
@@ -49,14 +53,31 @@ impl Socket for Peer {
         Ok(slices.iter().map(|slice| slice.len()).sum())
     }
 
-    fn send_all(&self, _: &[u8]) -> io::Result<()> {
-        Ok(())
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
     }
 
     fn shutdown(&self, _: Shutdown) {}
 
+    fn abort(&self) {}
+
     fn activity(&self) -> &Activity {
         &self.activity
+    }
+}
+
+/// These peers never push back.
+struct NoWriters;
+
+impl Writers for NoWriters {
+    fn submit(&self, _: WriterJob) {}
+
+    fn threads(&self) -> usize {
+        0
+    }
+
+    fn waiting(&self) -> usize {
+        0
     }
 }
 
@@ -71,16 +92,16 @@ struct Instance {
 
 impl Instance {
     fn start(broker: &MemoryBroker) -> Self {
-        let mut instance = Self::asleep(broker, 1024);
+        let mut instance = Self::asleep(broker);
         instance.wake();
         instance
     }
 
-    /// With a hub that handles nothing yet, behind a channel of so many events.
-    fn asleep(broker: &MemoryBroker, events: usize) -> Self {
+    /// With a hub that handles nothing yet.
+    fn asleep(broker: &MemoryBroker) -> Self {
         let threads = Threads::default();
         let bridge = Arc::new(broker.connect(threads.clone()));
-        let (events, queue) = channel::bounded(events);
+        let (events, queue) = channel::unbounded();
         let hub = HubHandle::new(events);
         let publisher = Arc::clone(&bridge);
         let outlets = Outlets {
@@ -88,17 +109,17 @@ impl Instance {
                 let outgoing = Outgoing { target: target.clone(), payload: frame_payload(frame) };
                 let _ = publisher.publish(outgoing);
             }),
-            start_writer: Box::new(|_| Err(io::Error::other("these peers never push back"))),
+            writers: Box::new(NoWriters),
         };
         let receiver = hub.clone();
         bridge
-            .start(Box::new(move |delivery| match receiver.send(Event::Remote(delivery)) {
+            .start(Box::new(move |delivery| match receiver.deliver(delivery) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }))
             .unwrap();
-        let limits = Limits::from(&Config::new("secret"));
-        Self { hub, bridge, threads, asleep: Some((Hub::new(limits, outlets), queue)) }
+        let core = Hub::new(Arc::new(Config::new("secret")), hub.clone(), outlets);
+        Self { hub, bridge, threads, asleep: Some((core, queue)) }
     }
 
     fn wake(&mut self) {
@@ -108,23 +129,23 @@ impl Instance {
 
     fn connect(&self, user: &str, role: &str) -> Member {
         let identity = Arc::new(Identity {
-            user_id: user.into(),
+            user_id: Id::parse(user).unwrap(),
             role: role.into(),
             seller_id: None,
             client_id: None,
             expires_at: SystemTime::now() + Duration::from_secs(3600),
         });
         let reserve = |reply| Event::Reserve { identity, number: 1, reply };
-        let key = self.hub.ask(reserve).unwrap().unwrap();
+        let publisher = self.hub.ask(reserve).unwrap().unwrap();
         let (frames, received) = unbounded();
         let socket = Arc::new(Peer { frames, activity: Activity::default() });
-        self.hub.send(Event::Register { key, socket, response: Bytes::new() }).unwrap();
-        Member { hub: self.hub.clone(), key, received }
+        publisher.register(socket, Bytes::new()).unwrap();
+        Member { publisher, received }
     }
 
     fn notify(&self, target: Target, text: &str) -> usize {
         let delivery = Delivery { target, frame: text_frame(text) };
-        self.hub.notify(vec![delivery]).unwrap()[0]
+        self.hub.notify(PublisherName::Service, vec![delivery]).unwrap()[0]
     }
 }
 
@@ -138,21 +159,20 @@ impl Drop for Instance {
 
 /// A live connection.
 struct Member {
-    hub: HubHandle,
-    key: ConnectionKey,
+    publisher: Publisher,
     received: Receiver<String>,
 }
 
 impl Member {
     fn join(&self, name: &str) {
-        self.hub.send(Event::Join(self.key, room(name), None)).unwrap();
+        self.publisher.say(Said::Join(room(name), None), 0).unwrap();
         assert_eq!(self.next(), format!("joined {name}"));
     }
 
     fn broadcast(&self, name: &str, text: &str) {
         let frame = text_frame(text);
         let broadcast = Broadcast { room: room(name), frame, permitted: false, id: None };
-        self.hub.send(Event::Broadcast(self.key, broadcast)).unwrap();
+        self.publisher.say(Said::Broadcast(broadcast), 0).unwrap();
     }
 
     fn next(&self) -> String {
@@ -213,7 +233,7 @@ fn users_rooms_and_everyone_are_reached_at_both_and_counted_where_they_are_notif
     let (here, there, admin) =
         (first.connect("u", ""), second.connect("u", ""), second.connect("other", "admin"));
     there.join("r");
-    assert_eq!(first.notify(Target::User("u".into()), r#"{"to":"u"}"#), 1);
+    assert_eq!(first.notify(Target::User(Id::parse("u").unwrap()), r#"{"to":"u"}"#), 1);
     assert_eq!(first.notify(Target::Room(room("r")), r#"{"to":"r"}"#), 0);
     assert_eq!(first.notify(Target::Room(Room::admins()), r#"{"to":"admins"}"#), 0);
     assert_eq!(first.notify(Target::Everyone, r#"{"to":"broadcast"}"#), 1);
@@ -243,7 +263,7 @@ fn what_has_local_meaning_stays_local() {
 fn a_hub_that_stands_still_holds_up_its_subscription_and_no_publisher() {
     let broker = MemoryBroker::default();
     let first = Instance::start(&broker);
-    let mut second = Instance::asleep(&broker, 4);
+    let mut second = Instance::asleep(&broker);
     let here = first.connect("a", "");
     // More than every queue on the way holds: what does not fit is dropped and counted, and the
     // publisher answers and delivers all the same.
@@ -257,11 +277,7 @@ fn a_hub_that_stands_still_holds_up_its_subscription_and_no_publisher() {
     }
     let taken = sent - 1;
     second.wake();
-    let deadline = Instant::now() + PATIENCE;
-    while second.bridge.counters().received() < taken as u64 {
-        assert!(Instant::now() < deadline, "the subscription did not go on");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    until("the subscription goes on", || second.bridge.counters().received() >= taken as u64);
     let there = second.connect("b", "");
     first.notify(Target::Everyone, r#"{"end":1}"#);
     // It may have connected before the last of the old ones was handled; they are in order then.

@@ -1,25 +1,26 @@
 //! Who may join which room, by the claims alone.
 
-use super::Identity;
+use super::{Identity, Role};
 use crate::config::RoomPolicy;
-use crate::protocol::{Room, RoomKind};
+use crate::protocol::{Id, Room, RoomKind};
 
-/// The table of DESIGN section 4.
+/// Whether an identity may join a room under this policy; admins may join all.
 pub fn permits(policy: RoomPolicy, identity: &Identity, room: &Room) -> bool {
     if identity.is_admin() {
         return true;
     }
     let open = policy == RoomPolicy::Open;
-    let is_user = |id: &str| identity.user_id == id;
+    let is_user = |id: &str| identity.user_id == *id;
+    let is_own = |claim: &Option<Id>, id: &str| claim.as_ref().is_some_and(|own| own == id);
     match room.kind() {
         RoomKind::Order(id) | RoomKind::User(id) => is_user(id),
         RoomKind::Seller(id) => {
-            identity.seller_id.as_deref() == Some(id) || (open && identity.role == "seller")
+            is_own(&identity.seller_id, id) || (open && identity.role == Role::Seller)
         }
         RoomKind::Client(id) => {
             is_user(id)
-                || identity.client_id.as_deref() == Some(id)
-                || (open && identity.role == "client")
+                || is_own(&identity.client_id, id)
+                || (open && identity.role == Role::Client)
         }
         RoomKind::Admins => false,
         RoomKind::Other => open,
@@ -36,10 +37,10 @@ mod tests {
     /// User 1, seller 2, client 3.
     fn identity(role: &str) -> Identity {
         Identity {
-            user_id: "1".into(),
+            user_id: Id::parse("1").unwrap(),
             role: role.into(),
-            seller_id: Some("2".into()),
-            client_id: Some("3".into()),
+            seller_id: Some(Id::parse("2").unwrap()),
+            client_id: Some(Id::parse("3").unwrap()),
             expires_at: SystemTime::UNIX_EPOCH,
         }
     }

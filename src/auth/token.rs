@@ -1,10 +1,9 @@
-//! Token → claims → [`Identity`] (DESIGN section 4).
+//! Token → claims → [`Identity`] (JWT: RFC 7519).
 //!
-//! Only the signature is jsonwebtoken's matter. The parts of the token are parsed here: a connection's
-//! stack is small, and nothing here recurses into what a peer has nested; one clock read serves all
-//! checks; a claim is judged by its JSON text, so that a float is never taken for an id.
+//! jsonwebtoken only checks the signature; header and claims are parsed here, for three reasons. A
+//! connection's stack is small, and this parser does not recurse into nested JSON. All times are compared
+//! with one reading of the clock. And ids are checked as JSON text, so that a float is never taken for one.
 
-use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -13,26 +12,29 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::role::Role;
 use crate::config::{JwtConfig, KIB, MAX_ID_BYTES};
+use crate::protocol::json::{parse_object, string};
+use crate::protocol::{BadId, Id};
 
-/// Longest token that is looked at, in bytes.
+/// Longest token that is accepted, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 8 * KIB;
 
-/// The end of year 9999, as time since 1970: later times count as this one, which every calendar can
-/// still print and no addition overflows.
+/// The end of the year 9999, as time since 1970. Later times count as this one, so that no addition
+/// overflows and every time can be printed.
 const FAR: Duration = Duration::from_secs(253_402_300_799);
 
-/// Who a connection or a request belongs to; checked, so that it can be trusted from here on.
+/// Whose connection or request it is, taken from a token that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// `sub`, else `user_id`, else `id`.
-    pub user_id: String,
-    /// `role` in lower case; empty when the token has none.
-    pub role: String,
+    pub user_id: Id,
+    /// `role`.
+    pub role: Role,
     /// `seller_id`, else `id_seller`, else `reference_id` of role seller.
-    pub seller_id: Option<String>,
+    pub seller_id: Option<Id>,
     /// `id_client`, else `reference_id` of role client.
-    pub client_id: Option<String>,
+    pub client_id: Option<Id>,
     /// `exp`, with `JWT_LEEWAY` added: when the token stops being accepted. At most the year 9999.
     pub expires_at: SystemTime,
 }
@@ -40,47 +42,62 @@ pub struct Identity {
 impl Identity {
     /// Whether the role is admin.
     pub fn is_admin(&self) -> bool {
-        self.role == "admin"
+        self.role == Role::Admin
     }
 }
 
 /// Why a token was refused. `Display` is a short reason for a log line, without any of the token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum TokenError {
     /// There is no token, or it is empty.
+    #[error("missing")]
     Missing,
     /// Over [`MAX_TOKEN_BYTES`].
+    #[error("too long")]
     TooLong,
     /// Not three parts of base64url JSON objects, or a claim is there twice.
+    #[error("malformed")]
     Malformed,
     /// `alg` is missing or not HS256, HS384 or HS512.
+    #[error("algorithm not allowed")]
     AlgorithmNotAllowed,
     /// The header has `crit`: it demands an extension, and none is understood (RFC 7515 section 4.1.11).
+    #[error("unknown extension")]
     UnknownExtension,
     /// The signature is not that of `JWT_SECRET`.
+    #[error("bad signature")]
     BadSignature,
     /// `exp` is missing.
+    #[error("no exp")]
     NoExpiry,
     /// `exp` has passed.
+    #[error("expired")]
     Expired,
     /// `nbf` or `iat` is still to come.
+    #[error("not yet valid")]
     NotYetValid,
     /// `exp`, `nbf` or `iat`, as named, is not a number.
+    #[error("bad time in {0}")]
     BadTime(&'static str),
     /// None of `sub`, `user_id` and `id` is there.
+    #[error("no user id")]
     NoUserId,
-    /// The claim of this name is neither 1 to 128 visible characters nor an integer.
+    /// The claim of this name is no id; [`Id::from_json`] says what is.
+    #[error("bad id in {0}")]
     BadId(&'static str),
     /// `role` is not a string of at most 128 bytes.
+    #[error("bad role")]
     BadRole,
     /// `iss` is not `JWT_ISSUER`.
+    #[error("wrong issuer")]
     WrongIssuer,
     /// `aud` does not contain `JWT_AUDIENCE`.
+    #[error("wrong audience")]
     WrongAudience,
 }
 
 impl TokenError {
-    /// What the client is told: less than the log, as it may not be who the token was made for.
+    /// What the client is told. It is less than the log says, since the client may be an attacker.
     pub fn client_text(self) -> &'static str {
         match self {
             Self::Missing => "missing token",
@@ -99,52 +116,16 @@ impl TokenError {
     }
 }
 
-impl fmt::Display for TokenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self {
-            Self::Missing => "missing",
-            Self::TooLong => "too long",
-            Self::Malformed => "malformed",
-            Self::AlgorithmNotAllowed => "algorithm not allowed",
-            Self::UnknownExtension => "unknown extension",
-            Self::BadSignature => "bad signature",
-            Self::NoExpiry => "no exp",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not yet valid",
-            Self::BadTime(claim) => return write!(f, "bad time in {claim}"),
-            Self::NoUserId => "no user id",
-            Self::BadId(claim) => return write!(f, "bad id in {claim}"),
-            Self::BadRole => "bad role",
-            Self::WrongIssuer => "wrong issuer",
-            Self::WrongAudience => "wrong audience",
-        };
-        f.write_str(text)
-    }
-}
-
-impl std::error::Error for TokenError {}
-
 /// Why no verifier could be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum VerifierError {
     /// The secret is empty: anyone could sign.
+    #[error("JWT_SECRET is empty")]
     EmptySecret,
     /// A token signed with the secret at start-up was refused.
+    #[error("a token signed with JWT_SECRET is refused: {0}")]
     SelfTest(TokenError),
 }
-
-impl fmt::Display for VerifierError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::EmptySecret => f.write_str("JWT_SECRET is empty"),
-            Self::SelfTest(error) => {
-                write!(f, "a token signed with JWT_SECRET is refused: {error}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for VerifierError {}
 
 /// Checks tokens; shared by all connections through an `Arc`. Its `Debug` hides the secret.
 #[derive(Debug)]
@@ -156,7 +137,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A verifier that has proved itself on a token of its own.
+    /// Makes a verifier, and has it check a token of its own.
     ///
     /// # Errors
     /// When the secret is empty, or the crypto of this build does not work.
@@ -174,7 +155,8 @@ impl Verifier {
         Ok(verifier)
     }
 
-    /// A wrong choice of crypto features panics at the first use: it shall be here, not at a client's.
+    /// A build with the wrong crypto features panics when the first token is checked. This makes it panic
+    /// at the start instead.
     fn test_itself(&self, config: &JwtConfig) -> Result<(), TokenError> {
         let claims = serde_json::json!({
             "sub": "self-test", "exp": 1, "iss": config.issuer, "aud": config.audience,
@@ -198,7 +180,7 @@ impl Verifier {
     /// # Errors
     /// The reason of the refusal.
     pub fn verify(&self, token: &str) -> Result<Identity, TokenError> {
-        // A clock before 1970 expires nothing, but then nothing else works either.
+        // A clock before 1970 counts as 1970.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.verify_at(token, now)
     }
@@ -206,7 +188,7 @@ impl Verifier {
     /// [`Self::verify`] at a time since 1970.
     fn verify_at(&self, token: &str, now: Duration) -> Result<Identity, TokenError> {
         let payload = self.signed_payload(token)?;
-        let claims: Claims<'_> = parse_object(&payload)?;
+        let claims: Claims<'_> = parse_object(&payload).map_err(|_| TokenError::Malformed)?;
         let expires = self.check_times(&claims, now)?;
         self.check_parties(&claims)?;
         let role = claims.role()?;
@@ -219,8 +201,8 @@ impl Verifier {
         })
     }
 
-    /// The payload, once the signature over it has proved right.
-    fn signed_payload(&self, token: &str) -> Result<Vec<u8>, TokenError> {
+    /// The payload, after the signature was checked.
+    fn signed_payload(&self, token: &str) -> Result<String, TokenError> {
         match token.len() {
             0 => return Err(TokenError::Missing),
             length if length > MAX_TOKEN_BYTES => return Err(TokenError::TooLong),
@@ -232,7 +214,8 @@ impl Verifier {
             .filter(|(_, payload)| !payload.contains('.'))
             .ok_or(TokenError::Malformed)?;
         let header_json = decode(header)?;
-        let header: JoseHeader<'_> = parse_object(&header_json)?;
+        let header: JoseHeader<'_> =
+            parse_object(&header_json).map_err(|_| TokenError::Malformed)?;
         if header.crit.is_some() {
             return Err(TokenError::UnknownExtension);
         }
@@ -261,7 +244,8 @@ impl Verifier {
     }
 
     fn check_parties(&self, claims: &Claims<'_>) -> Result<(), TokenError> {
-        if self.issuer.is_some() && claims.iss.and_then(string) != self.issuer {
+        if self.issuer.is_some() && claims.iss.and_then(string).as_deref() != self.issuer.as_deref()
+        {
             return Err(TokenError::WrongIssuer);
         }
         let is_meant = |audience: &String| {
@@ -278,7 +262,7 @@ impl Verifier {
     }
 }
 
-/// The members of the header that matter; a `kid`, `jwk` or `jku` chooses no key here.
+/// The members of the header that are used. `kid`, `jwk` and `jku` are ignored: there is only one key.
 #[derive(Deserialize)]
 struct JoseHeader<'a> {
     #[serde(borrow, default)]
@@ -287,8 +271,8 @@ struct JoseHeader<'a> {
     crit: Option<&'a RawValue>,
 }
 
-/// The claims that matter, as JSON text; `null` counts as absent, and one that is there twice as an
-/// error. Others are skipped.
+/// The claims that are used, as JSON text. `null` counts as absent; a claim that stands twice is an error.
+/// Other claims are ignored.
 #[derive(Deserialize)]
 struct Claims<'a> {
     #[serde(borrow, default)]
@@ -320,59 +304,48 @@ struct Claims<'a> {
 }
 
 impl<'a> Claims<'a> {
-    fn role(&self) -> Result<String, TokenError> {
-        let Some(raw) = self.role else { return Ok(String::new()) };
+    fn role(&self) -> Result<Role, TokenError> {
+        let Some(raw) = self.role else { return Ok(Role::None) };
         string(raw)
             .filter(|role| role.len() <= MAX_ID_BYTES)
-            .map(|role| role.to_ascii_lowercase())
+            .map(|role| Role::from(&*role))
             .ok_or(TokenError::BadRole)
     }
 
-    fn user_id(&self) -> Result<String, TokenError> {
+    fn user_id(&self) -> Result<Id, TokenError> {
         first_id([("sub", self.sub), ("user_id", self.user_id), ("id", self.id)])?
             .ok_or(TokenError::NoUserId)
     }
 
-    fn seller_id(&self, role: &str) -> Result<Option<String>, TokenError> {
+    fn seller_id(&self, role: &Role) -> Result<Option<Id>, TokenError> {
         first_id([
             ("seller_id", self.seller_id),
             ("id_seller", self.id_seller),
-            ("reference_id", self.reference_of(role, "seller")),
+            ("reference_id", self.reference_of(role, Role::Seller)),
         ])
     }
 
-    fn client_id(&self, role: &str) -> Result<Option<String>, TokenError> {
+    fn client_id(&self, role: &Role) -> Result<Option<Id>, TokenError> {
         first_id([
             ("id_client", self.id_client),
-            ("reference_id", self.reference_of(role, "client")),
+            ("reference_id", self.reference_of(role, Role::Client)),
         ])
     }
 
-    fn reference_of(&self, role: &str, wanted: &str) -> Option<&'a RawValue> {
-        self.reference_id.filter(|_| role == wanted)
+    fn reference_of(&self, role: &Role, wanted: Role) -> Option<&'a RawValue> {
+        self.reference_id.filter(|_| *role == wanted)
     }
 }
 
-/// The first claim that is there decides: a bad one is not passed over for the next.
+/// The id in the first claim that is present. If it is bad, the later ones are not tried.
 fn first_id<const N: usize>(
     claims: [(&'static str, Option<&RawValue>); N],
-) -> Result<Option<String>, TokenError> {
+) -> Result<Option<Id>, TokenError> {
     claims
         .into_iter()
         .find_map(|(name, raw)| Some((name, raw?)))
-        .map(|(name, raw)| id(raw).ok_or(TokenError::BadId(name)))
+        .map(|(name, raw)| Id::from_json(raw).map_err(|BadId| TokenError::BadId(name)))
         .transpose()
-}
-
-/// 1 to 128 visible ASCII characters, or an integer of 64 bits.
-fn id(raw: &RawValue) -> Option<String> {
-    if let Some(text) = string(raw) {
-        let visible = text.bytes().all(|b| b.is_ascii_graphic());
-        return ((1..=MAX_ID_BYTES).contains(&text.len()) && visible).then_some(text);
-    }
-    let number = raw.get();
-    let signed = number.parse::<i64>().map(|n| n.to_string());
-    signed.or_else(|_| number.parse::<u64>().map(|n| n.to_string())).ok()
 }
 
 /// A NumericDate (RFC 7519 section 2): seconds since 1970, fractions allowed; one before 1970 counts
@@ -397,18 +370,10 @@ fn algorithm(name: &str) -> Result<Algorithm, TokenError> {
     }
 }
 
-fn decode(part: &str) -> Result<Vec<u8>, TokenError> {
-    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)
-}
-
-/// A struct also deserialises from an array; only an object is meant.
-fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, TokenError> {
-    let is_object = json.trim_ascii_start().starts_with(b"{");
-    is_object.then(|| serde_json::from_slice(json).ok()).flatten().ok_or(TokenError::Malformed)
-}
-
-fn string(raw: &RawValue) -> Option<String> {
-    serde_json::from_str(raw.get()).ok()
+/// A part of the token as text: JSON is UTF-8 (RFC 7519 section 7.2).
+fn decode(part: &str) -> Result<String, TokenError> {
+    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)?;
+    String::from_utf8(bytes).map_err(|_| TokenError::Malformed)
 }
 
 /// The token in the value of an `Authorization` header: the scheme `Bearer` in any case, spaces, and

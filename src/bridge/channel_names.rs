@@ -2,9 +2,8 @@
 
 use uuid::Uuid;
 
-use crate::config::MAX_ID_BYTES;
 use crate::hub::Target;
-use crate::protocol::Room;
+use crate::protocol::{Id, Room};
 
 const ROOM: &str = "ws:room:";
 const USER: &str = "ws:user:";
@@ -75,7 +74,7 @@ impl ChannelNames {
             return Room::parse(room).ok().map(|room| Source::Target(Target::Room(room)));
         }
         if let Some(id) = name.strip_prefix(USER) {
-            return is_id(id).then(|| Source::Target(Target::User(id.into())));
+            return Id::parse(id).ok().map(|id| Source::Target(Target::User(id)));
         }
         match name {
             EVERYONE => Some(Source::Target(Target::Everyone)),
@@ -85,13 +84,7 @@ impl ChannelNames {
     }
 }
 
-/// Whether this can be the id of a user or seller: 1 to 128 bytes, all visible.
-pub(super) fn is_id(text: &str) -> bool {
-    (1..=MAX_ID_BYTES).contains(&text.len())
-        && !text.chars().any(|c| c.is_whitespace() || c.is_control())
-}
-
-/// A pattern that matches exactly `text`.
+/// A glob pattern that matches only `text`.
 fn escape_glob(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len());
     for c in text.chars() {
@@ -118,7 +111,7 @@ mod tests {
             let channels = channels(prefix);
             for target in [
                 Target::Everyone,
-                Target::User("5".into()),
+                Target::User(Id::parse("5").unwrap()),
                 Target::Room(Room::parse("order-1:2").unwrap()),
             ] {
                 let name = channels.of(&target).unwrap();
@@ -129,7 +122,7 @@ mod tests {
             assert_eq!(channels.read(&format!("{prefix}events")), Some(Source::Event));
         }
         assert_eq!(channels("").of(&Target::Admins), None);
-        assert_eq!(channels("").of(&Target::Seller("5".into())), None);
+        assert_eq!(channels("").of(&Target::Seller(Id::parse("5").unwrap())), None);
     }
 
     #[test]
@@ -145,6 +138,7 @@ mod tests {
             "ws:user:",
             "ws:user:a b",
             "ws:user:a\nb",
+            "ws:user:josé",
             &format!("ws:user:{long}"),
             "ws:broadcast:x",
             "Events",

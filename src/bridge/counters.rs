@@ -1,23 +1,25 @@
 //! What passed the bridge and what was dropped there, and why.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use prometheus_client::metrics::counter::Counter;
+
+use crate::runtime::count::{CountBy, Kind};
 
 /// Why a message did not pass the bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DropReason {
     /// Out: 10,000 messages or 16 MiB wait already.
     QueueFull,
-    /// Out: the broker is away, or was when its turn came.
+    /// Out: there is no connection to the broker.
     Disconnected,
     /// Out: the bridge is closing, or was closed.
     Closed,
-    /// Out: the broker went away in the middle; it may have arrived.
+    /// Out: the connection broke before the broker confirmed it; it may have arrived.
     Lost,
     /// Out: the broker refused this message.
     Refused,
     /// Out: not a JSON object, or for a target that is not published.
     NotPublishable,
-    /// In: its number is not above the highest seen of its origin.
+    /// In: it has come before; its number is not above the highest seen of its instance.
     Repeated,
     /// In: not UTF-8.
     NotUtf8,
@@ -31,9 +33,8 @@ pub enum DropReason {
     UnknownEvent,
 }
 
-impl DropReason {
-    /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 12] = [
+impl Kind for DropReason {
+    const ALL: &'static [Self] = &[
         Self::QueueFull,
         Self::Disconnected,
         Self::Closed,
@@ -48,8 +49,7 @@ impl DropReason {
         Self::UnknownEvent,
     ];
 
-    /// The name in metrics and logs.
-    pub fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::QueueFull => "queue_full",
             Self::Disconnected => "disconnected",
@@ -68,74 +68,48 @@ impl DropReason {
 }
 
 /// Counts since the start; any thread may read them at any time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BridgeCounters {
-    published: AtomicU64,
-    received: AtomicU64,
-    reconnects: AtomicU64,
-    dropped: [AtomicU64; DropReason::ALL.len()],
+    /// Messages that the broker confirmed.
+    pub published: Counter,
+    /// Messages of others that were handed to the handler.
+    pub received: Counter,
+    /// Connections to the broker that were made again after one was lost; publisher and subscriber
+    /// have one each.
+    pub reconnects: Counter,
+    /// Messages that were dropped, by reason.
+    pub dropped: CountBy<DropReason>,
+}
+
+impl Default for BridgeCounters {
+    fn default() -> Self {
+        Self {
+            published: Counter::default(),
+            received: Counter::default(),
+            reconnects: Counter::default(),
+            dropped: CountBy::new("reason"),
+        }
+    }
 }
 
 impl BridgeCounters {
-    /// Messages that the broker confirmed.
+    /// The number of [`Self::published`].
     pub fn published(&self) -> u64 {
-        self.published.load(Ordering::Relaxed)
+        self.published.get()
     }
 
-    /// Messages of others that were handed to the handler.
+    /// The number of [`Self::received`].
     pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+        self.received.get()
     }
 
-    /// Connections to the broker that were made again after one was lost; publisher and subscriber
-    /// have one each.
+    /// The number of [`Self::reconnects`].
     pub fn reconnects(&self) -> u64 {
-        self.reconnects.load(Ordering::Relaxed)
+        self.reconnects.get()
     }
 
     /// Messages dropped for this reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.slot(reason).map_or(0, |count| count.load(Ordering::Relaxed))
-    }
-
-    pub(super) fn add_published(&self, messages: u64) {
-        self.published.fetch_add(messages, Ordering::Relaxed);
-    }
-
-    pub(super) fn add_received(&self) {
-        self.received.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn add_reconnect(&self) {
-        self.reconnects.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn add_dropped(&self, reason: DropReason, messages: u64) {
-        if let Some(count) = self.slot(reason) {
-            count.fetch_add(messages, Ordering::Relaxed);
-        }
-    }
-
-    fn slot(&self, reason: DropReason) -> Option<&AtomicU64> {
-        self.dropped.get(reason as usize)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_reason_has_its_own_count_and_name() {
-        let counters = BridgeCounters::default();
-        for (i, reason) in DropReason::ALL.into_iter().enumerate() {
-            assert_eq!(reason as usize, i);
-            counters.add_dropped(reason, i as u64 + 1);
-        }
-        for (i, reason) in DropReason::ALL.into_iter().enumerate() {
-            assert_eq!(counters.dropped(reason), i as u64 + 1, "{}", reason.as_str());
-        }
-        let names: std::collections::BTreeSet<_> = DropReason::ALL.map(DropReason::as_str).into();
-        assert_eq!(names.len(), DropReason::ALL.len());
+        self.dropped.get(reason)
     }
 }

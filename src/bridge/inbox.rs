@@ -1,16 +1,19 @@
-//! What becomes of a message that arrives: a pure function of the message and of what came before.
+//! Decides what happens to a message that arrives. No I/O: the result depends only on this message and on
+//! those before it.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::DropReason;
-use super::channel_names::{ChannelNames, Source, is_id};
+use super::channel_names::{ChannelNames, Source};
 use super::envelope::{ENVELOPE_BYTES, Envelope, Seen};
 use crate::config::MAX_NOTIFICATION_BYTES;
 use crate::hub::{Delivery, Target};
-use crate::protocol::text_frame;
+use crate::protocol::json::parse_object;
+use crate::protocol::{Id, text_frame};
 
 /// What to do with a message.
 #[derive(Debug)]
@@ -21,7 +24,7 @@ pub(super) enum Inbound {
     Own,
     /// The probe with this number has come back.
     Probe(u64),
-    /// Count it, and say so now and then.
+    /// Count it, and log some of these.
     Drop(DropReason),
 }
 
@@ -81,46 +84,30 @@ fn checked_text(payload: &[u8], most_bytes: usize) -> Result<&str, DropReason> {
     std::str::from_utf8(payload).map_err(|_| DropReason::NotUtf8)
 }
 
-/// Only this instance knows the channel, so a number that is none is somebody's experiment.
+/// Only this instance publishes to its probe channel. Anything but a number was sent by somebody who tries
+/// things out.
 fn read_probe(payload: &[u8]) -> Inbound {
     let number = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok());
     number.map_or(Inbound::Drop(DropReason::BadChannel), Inbound::Probe)
 }
 
-/// An event of the marketplace; further members are the clients' business.
+/// An event of the marketplace. Clients get all of it; only these members are read here.
 #[derive(Deserialize)]
 struct SystemEvent<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
-    seller_id: Option<SellerId>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum SellerId {
-    Text(String),
-    Unsigned(u64),
-    Signed(i64),
-}
-
-impl SellerId {
-    fn into_text(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Unsigned(number) => number.to_string(),
-            Self::Signed(number) => number.to_string(),
-        }
-    }
+    #[serde(borrow, default)]
+    seller_id: Option<&'a RawValue>,
 }
 
 fn read_event(payload: &[u8]) -> Result<Inbound, DropReason> {
     let text = checked_text(payload, MAX_NOTIFICATION_BYTES)?;
-    let event: SystemEvent = serde_json::from_str(text).map_err(|_| DropReason::BadEvent)?;
+    let event: SystemEvent<'_> = parse_object(text).map_err(|_| DropReason::BadEvent)?;
     let target = match &*event.kind {
         "ADMIN_STATS_UPDATED" => Target::Admins,
         "SELLER_STATS_UPDATED" => {
-            let id = event.seller_id.map(SellerId::into_text).filter(|id| is_id(id));
-            Target::Seller(id.ok_or(DropReason::BadEvent)?.into())
+            let id = event.seller_id.ok_or(DropReason::BadEvent)?;
+            Target::Seller(Id::from_json(id).map_err(|_| DropReason::BadEvent)?)
         }
         _ => return Err(DropReason::UnknownEvent),
     };

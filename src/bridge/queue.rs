@@ -43,7 +43,7 @@ pub(super) fn queue(counters: Arc<BridgeCounters>) -> (Queue, QueueReceiver) {
 impl Queue {
     /// Takes a message, or counts it as dropped; never waits.
     pub(super) fn offer(&self, outgoing: Outgoing) -> Result<(), DropReason> {
-        self.try_offer(outgoing).inspect_err(|reason| self.counters.add_dropped(*reason, 1))
+        self.try_offer(outgoing).inspect_err(|reason| self.counters.dropped.add(*reason, 1))
     }
 
     fn try_offer(&self, outgoing: Outgoing) -> Result<(), DropReason> {
@@ -72,12 +72,12 @@ impl Queue {
         self.connected.store(connected, Ordering::Release);
     }
 
-    /// Takes nothing more.
+    /// Refuses further messages.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Messages that wait.
+    /// Number of messages that wait.
     pub(super) fn len(&self) -> usize {
         self.messages.len()
     }
@@ -91,7 +91,7 @@ impl QueueReceiver {
         Some(outgoing)
     }
 
-    /// Makes room for other messages.
+    /// Makes room for others, after a message was received.
     pub(super) fn taken(&self, outgoing: &Outgoing) {
         self.bytes.fetch_sub(outgoing.payload.len(), Ordering::AcqRel);
     }
@@ -101,6 +101,7 @@ impl QueueReceiver {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::protocol::Id;
     use bytes::Bytes;
 
     fn message(bytes: usize) -> Outgoing {
@@ -145,9 +146,11 @@ mod tests {
         let (queue, _drain) = queue(Arc::default());
         assert_eq!(queue.offer(message(2)), Err(DropReason::Disconnected));
         queue.set_connected(true);
-        for (target, payload) in
-            [(Target::Admins, "{}"), (Target::Seller("5".into()), "{}"), (Target::Everyone, "[]")]
-        {
+        for (target, payload) in [
+            (Target::Admins, "{}"),
+            (Target::Seller(Id::parse("5").unwrap()), "{}"),
+            (Target::Everyone, "[]"),
+        ] {
             let outgoing = Outgoing { target, payload: Bytes::from_static(payload.as_bytes()) };
             assert_eq!(queue.offer(outgoing), Err(DropReason::NotPublishable));
         }

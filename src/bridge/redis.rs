@@ -3,10 +3,12 @@
 //! `redis-pub` drains the queue and pipelines what waits; once a second it publishes a probe to a
 //! channel that only this instance has. `redis-sub` reads what the patterns bring. The state is
 //! `connected` only when a probe has come back: a subscription can be dead, or never have been granted,
-//! while its socket looks well.
+//! while its socket looks well. When probes stay away both connections are made anew, since either may
+//! lead to a server that nobody else uses any more. A replica is never `connected`: what is published
+//! there reaches nobody at the master.
 //!
-//! While the publisher has no connection, messages are dropped at once: what is told to a room minutes
-//! late confuses more than it helps, and clients that need the state ask the backend for it.
+//! While the publisher has no connection, messages are dropped at once. A message that reaches a room
+//! minutes late confuses more than it helps; clients that need the current state ask the backend.
 
 mod link;
 mod publisher;
@@ -14,32 +16,32 @@ mod subscriber;
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
-use redis::{Client, Connection, RedisError};
+use redis::{Client, Connection, RedisError, Value};
 use uuid::Uuid;
 
 use super::channel_names::ChannelNames;
 use super::queue::{Queue, QueueReceiver, queue};
-use super::{BridgeCounters, DropReason, Handler, NotClosed, Outgoing, PubSub};
+use super::{BridgeCounters, BridgeState, DropReason, Handler, NotClosed, Outgoing, PubSub};
 use crate::config::RedisConfig;
 use crate::runtime::threads::Threads;
 use link::Link;
 use publisher::Publisher;
 use subscriber::Subscriber;
 
-/// For connecting, a write, and the answer to a command.
+/// Longest time for connecting, for a write, and for the answer to a command.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two probes.
+/// Time between two probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Probes that Redis confirmed and that did not come back, before the subscription counts as dead.
+/// The subscription counts as dead when so many probes were confirmed by Redis but have not come back.
 const MISSING_PROBES: u64 = 2;
-/// Silence on the subscription, probes included, before it is pinged.
+/// The subscription is pinged when it brought nothing for so long, not even probes.
 const PING_AFTER: Duration = Duration::from_secs(2);
-/// How often a subject is written to the log at most.
+/// Shortest time between two log lines about the same thing.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Messages between instances over Redis (or Valkey).
@@ -49,7 +51,7 @@ pub struct RedisPubSub {
     life: Mutex<Life>,
 }
 
-/// What both threads and the hub see.
+/// What both threads and the hub share.
 struct Shared {
     client: Client,
     channels: ChannelNames,
@@ -62,6 +64,26 @@ struct Shared {
     confirmed_probe: AtomicU64,
     /// Asks the publisher for a probe now.
     probe_now: Sender<()>,
+    /// Rises when a connection has shown itself to lead nowhere; both are then made anew.
+    generation: AtomicU64,
+    /// Whether the log says already that `ROLE` is refused.
+    role_refusal_told: AtomicBool,
+}
+
+/// Why a thread gives up its connection.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("{}", describe(.0))]
+    Redis(#[from] RedisError),
+    #[error("PSUBSCRIBE refused: {0}")]
+    Refused(String),
+    #[error("probes do not come back")]
+    NoProbe,
+    #[error("this server is a replica")]
+    Replica,
+    /// The other thread found its own to lead nowhere.
+    #[error("both connections are made anew")]
+    Renewed,
 }
 
 enum Life {
@@ -92,6 +114,8 @@ impl RedisPubSub {
             counters,
             confirmed_probe: AtomicU64::new(0),
             probe_now,
+            generation: AtomicU64::new(0),
+            role_refusal_told: AtomicBool::new(false),
         });
         Ok(Self { shared, threads, life: Mutex::new(Life::New { receiver, probe_asked }) })
     }
@@ -108,7 +132,7 @@ impl RedisPubSub {
         let publisher = Publisher::new(&self.shared, receiver, probe_asked, stopped.clone());
         let subscriber = Subscriber::new(&self.shared, handler, stopped);
         let also_alive = alive.clone();
-        // When the second spawn fails, `stop` is dropped, which ends the first thread.
+        // If the second thread cannot be started, returning drops `stop`, which ends the first.
         self.threads.spawn("redis-pub", move || {
             let _alive = alive;
             publisher.run();
@@ -140,8 +164,12 @@ impl PubSub for RedisPubSub {
         }
     }
 
-    fn state(&self) -> &'static str {
-        if self.shared.link.is_connected() { "connected" } else { "disconnected" }
+    fn state(&self) -> BridgeState {
+        if self.shared.link.is_connected() {
+            BridgeState::Connected
+        } else {
+            BridgeState::Disconnected
+        }
     }
 
     fn counters(&self) -> &Arc<BridgeCounters> {
@@ -162,7 +190,7 @@ impl PubSub for RedisPubSub {
 }
 
 impl Shared {
-    /// One connection with all timeouts set; connecting resets them.
+    /// Connects, and then sets all timeouts, since connecting resets them.
     fn connect(&self) -> Result<Connection, RedisError> {
         let connection = self.client.get_connection_with_timeout(TIMEOUT)?;
         connection.set_read_timeout(Some(TIMEOUT))?;
@@ -173,9 +201,38 @@ impl Shared {
     fn confirmed_probe(&self) -> u64 {
         self.confirmed_probe.load(Ordering::Acquire)
     }
+
+    /// Read before connecting: a connection is good for as long as this stays the same.
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Has both threads connect anew.
+    fn renew_both(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        // Wakes the publisher; the subscriber looks at each message and each read timeout.
+        let _ = self.probe_now.try_send(());
+    }
+
+    /// Judges the answer to `ROLE`. A server that refuses it is taken for a master.
+    fn check_role(&self, answer: Value) -> Result<(), SessionError> {
+        match answer {
+            Value::ServerError(error) => {
+                let refused = error.code() == "NOPERM";
+                if refused && !self.role_refusal_told.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "redis refuses ROLE, so a replica would count as connected: allow +role"
+                    );
+                }
+                Ok(())
+            }
+            Value::Array(parts) if is_named(parts.first(), "slave") => Err(SessionError::Replica),
+            _ => Ok(()),
+        }
+    }
 }
 
-/// What went wrong, for a log line; no error of the crate repeats a password.
+/// What went wrong, for a log line. No error of the redis crate contains a password.
 fn describe(error: &RedisError) -> String {
     if error.is_timeout() {
         // The system's own text is "Resource temporarily unavailable".
@@ -184,7 +241,11 @@ fn describe(error: &RedisError) -> String {
     error.to_string()
 }
 
-/// Tells a thread that it shall end: the other end is dropped.
+fn is_named(value: Option<&Value>, name: &str) -> bool {
+    matches!(value, Some(Value::BulkString(text)) if text == name.as_bytes())
+}
+
+/// Tells a thread to end, by the drop of the channel's other end.
 #[derive(Clone)]
 struct StopSignal(Receiver<Infallible>);
 
@@ -193,13 +254,13 @@ impl StopSignal {
         self.0.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// Waits so long; true when it shall end.
+    /// Waits for this time, or until it is set; whether it is.
     fn wait(&self, time: Duration) -> bool {
         self.0.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
     }
 }
 
-/// Lets one line per second through.
+/// Lets one log line per second through.
 #[derive(Debug, Default)]
 struct Throttle {
     last: Option<Instant>,

@@ -12,6 +12,7 @@ use crate::config::{KIB, MIB};
 use crate::http::cors;
 use crate::http::head::{Head, Version};
 use crate::http::response::{Response, linger, write_within};
+use crate::metrics::RefusalReason;
 
 /// Path of the WebSocket handshake.
 const WEBSOCKET_PATH: &str = "/ws";
@@ -154,7 +155,7 @@ impl Requests<'_> {
             return Some(shutting_down());
         }
         if self.permit.is_reserve() && !matches!(path, "/health" | "/ready" | "/metrics") {
-            self.context.counters.refused.count("connection_cap");
+            self.context.counters.refused.count(RefusalReason::ConnectionCap);
             return Some(Response::unavailable("all connections are taken"));
         }
         None

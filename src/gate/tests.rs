@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::*;
 use crate::auth::{Authorizer, Verifier};
+use crate::bridge::BridgeState;
 use crate::config::{AllowedOrigins, KIB, MIB, RESERVE_CONNECTIONS, RoomPolicy};
 use crate::hub::{Counts, Event, HubHandle};
 use crate::metrics::{Counters, Metrics};
@@ -53,12 +54,13 @@ fn token(role: &str) -> String {
 fn count_seven(events: &channel::Receiver<Event>) {
     while let Ok(event) = events.recv() {
         match event {
-            Event::Notify(deliveries, reply) => {
-                let _ = reply.send(vec![7; deliveries.len()]);
+            Event::Notify(notify) => {
+                let _ = notify.reply.send(vec![7; notify.deliveries.len()]);
             }
             Event::Counts(reply) => {
-                let rooms = (0..40_000).map(|n| (format!("order-{n:08}"), 1)).collect();
-                let _ = reply.send(Counts { clients: 1, rooms });
+                let room = |n| crate::protocol::Room::parse(&format!("order-{n:08}")).unwrap();
+                let rooms = (0..40_000).map(|n| (room(n), 1)).collect();
+                let _ = reply.send(Counts { clients: 1, rooms, rooms_total: 40_000 });
             }
             _ => {}
         }
@@ -67,22 +69,22 @@ fn count_seven(events: &channel::Receiver<Event>) {
 
 impl Rig {
     fn start(config: Config) -> Self {
-        Self::with(config, count_seven, || "disabled")
+        Self::with(config, count_seven, || BridgeState::Disabled)
     }
 
     fn with(
         config: Config,
         hub: impl FnOnce(&channel::Receiver<Event>) + Send + 'static,
-        redis_state: fn() -> &'static str,
+        redis_state: fn() -> BridgeState,
     ) -> Self {
         let threads = Threads::default();
         let (events, received) = channel::bounded(16);
         threads.spawn("hub", move || hub(&received)).unwrap();
         let hub = HubHandle::new(events);
         let counters = Counters::default();
-        let authorizer = Arc::new(Authorizer::rules(RoomPolicy::Open));
+        let authorizer = Authorizer::rules(RoomPolicy::Open);
         let parts = RestParts {
-            metrics: Metrics::new(&counters, hub.clone(), authorizer, None),
+            metrics: Metrics::new(&counters, hub.clone(), &authorizer, None),
             counters,
             instance: "test".into(),
             hub,
@@ -325,7 +327,10 @@ fn notify_needs_a_role_and_answers_counts() {
     let forged = rig.ask(&notify_with("forged", ONE));
     assert_eq!(forged.status, 401);
     assert!(forged.has("WWW-Authenticate: Bearer"));
-    assert!(!forged.body.contains("forged"));
+    assert!(
+        forged.body.contains(r#""error":"invalid_token","message":"invalid token""#),
+        "{forged:?}"
+    );
     assert_eq!(rig.ask(&notify_with("a b", ONE)).status, 401);
     assert_eq!(ask("client", ONE).status, 403);
     assert_eq!(rig.ask(&get("/admin/clients")).status, 401);
@@ -627,12 +632,12 @@ fn a_running_request_finishes_while_the_gate_drains() {
     let (taken, is_taken) = bounded(1);
     let (go, wait) = bounded(1);
     let hub = move |events: &channel::Receiver<Event>| {
-        let Ok(Event::Notify(_, reply)) = events.recv() else { panic!("not a notification") };
+        let Ok(Event::Notify(notify)) = events.recv() else { panic!("not a notification") };
         taken.send(()).unwrap();
         wait.recv().unwrap();
-        reply.send(vec![7]).unwrap();
+        notify.reply.send(vec![7]).unwrap();
     };
-    let rig = Rig::with(config(), hub, || "disabled");
+    let rig = Rig::with(config(), hub, || BridgeState::Disabled);
     let mut client = rig.connect();
     client.send(notify("admin", ONE));
     is_taken.recv_timeout(PATIENCE).unwrap();

@@ -3,7 +3,6 @@
 //! Stricter than the RFC where leniency invites smuggling: no bare LF, no obsolete folding, no
 //! repeated `Content-Length`, no transfer coding at all.
 
-use std::fmt;
 use std::ops::Range;
 
 use httparse::Status;
@@ -76,44 +75,30 @@ impl From<Range<usize>> for Span {
 }
 
 /// Why a head was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
     /// The request line has over 8 KiB.
+    #[error("request line is over {MAX_REQUEST_LINE_BYTES} bytes")]
     UriTooLong,
     /// The head has over 16 KiB.
+    #[error("request head is over {MAX_HEAD_BYTES} bytes")]
     TooLarge,
     /// There are over 64 headers.
+    #[error("request has over {MAX_HEADERS} headers")]
     TooManyHeaders,
     /// Not HTTP, or a form of it that is not taken; the text says what is wrong and where.
+    #[error("{0}")]
     Malformed(String),
     /// Neither HTTP/1.0 nor HTTP/1.1.
+    #[error("version is {0:?}, expected HTTP/1.1 or HTTP/1.0")]
     Version(String),
     /// `Transfer-Encoding`, whose value this is.
+    #[error("Transfer-Encoding is {0:?}, which is not taken; send a Content-Length")]
     TransferEncoding(String),
     /// A method that has a body, this one, came without `Content-Length`.
+    #[error("{0} needs a Content-Length")]
     LengthRequired(String),
 }
-
-impl fmt::Display for HeadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UriTooLong => write!(f, "request line is over {MAX_REQUEST_LINE_BYTES} bytes"),
-            Self::TooLarge => write!(f, "request head is over {MAX_HEAD_BYTES} bytes"),
-            Self::TooManyHeaders => write!(f, "request has over {MAX_HEADERS} headers"),
-            Self::Malformed(what) => f.write_str(what),
-            Self::Version(version) => {
-                write!(f, "version is {version:?}, expected HTTP/1.1 or HTTP/1.0")
-            }
-            Self::TransferEncoding(value) => write!(
-                f,
-                "Transfer-Encoding is {value:?}, which is not taken; send a Content-Length"
-            ),
-            Self::LengthRequired(method) => write!(f, "{method} needs a Content-Length"),
-        }
-    }
-}
-
-impl std::error::Error for HeadError {}
 
 impl From<&HeadError> for Response {
     fn from(error: &HeadError) -> Self {

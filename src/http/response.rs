@@ -11,6 +11,8 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
+use crate::protocol::json::quoted;
+
 /// The `Server` header of every response.
 pub(crate) const SERVER_NAME: &str = "realtime_service";
 /// The form of `Date` (RFC 9110, section 5.6.7).
@@ -57,8 +59,8 @@ impl Response {
     pub fn error(status: u16, code: &str, message: &str) -> Self {
         let body = format!(
             r#"{{"status":"error","error":{},"message":{}}}"#,
-            json_string(code),
-            json_string(message)
+            quoted(code),
+            quoted(message)
         );
         let response = Self::json(status, body);
         if status == 503 { response.with_header("Retry-After", "1") } else { response }
@@ -67,6 +69,11 @@ impl Response {
     /// 503 with `Retry-After: 1`.
     pub fn unavailable(message: &str) -> Self {
         Self::error(503, "service_unavailable", message)
+    }
+
+    /// 401 that asks for a bearer token (RFC 6750 section 3).
+    pub fn unauthorized(code: &str, message: &str) -> Self {
+        Self::error(401, code, message).with_header("WWW-Authenticate", "Bearer")
     }
 
     /// Adds a header. A byte that could end the line or is not visible ASCII becomes `?`: nothing
@@ -127,11 +134,6 @@ impl Response {
         }
         out
     }
-}
-
-fn json_string(text: &str) -> String {
-    // A &str always serialises.
-    serde_json::to_string(text).unwrap_or_default()
 }
 
 /// Reason phrases of RFC 9110, section 15, for the codes that the service uses.

@@ -16,6 +16,8 @@ pub struct FrameNumber(u32);
 #[derive(Default)]
 pub struct FrameBatch {
     frames: Vec<Bytes>,
+    /// Of all frames.
+    bytes: usize,
     /// What was joined last, and its bytes; empty when they were too many.
     list: Vec<FrameNumber>,
     joined: Vec<u8>,
@@ -26,8 +28,14 @@ impl FrameBatch {
     pub fn add(&mut self, frame: Bytes) -> FrameNumber {
         // A batch ends at some ten thousand frames.
         let number = u32::try_from(self.frames.len()).unwrap_or(u32::MAX);
+        self.bytes += frame.len();
         self.frames.push(frame);
         FrameNumber(number)
+    }
+
+    /// Bytes of all frames, each counted once.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The frames of a list, in its order.
@@ -54,6 +62,7 @@ impl FrameBatch {
     /// Forgets all frames, when no list holds a number any more.
     pub fn clear(&mut self) {
         self.frames.clear();
+        self.bytes = 0;
         self.list.clear();
         self.joined.clear();
     }

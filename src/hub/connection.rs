@@ -1,22 +1,35 @@
 //! What the hub knows of one connection.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::groups::GroupKey;
 use super::outbox::Outbox;
 use super::socket::Socket;
+use super::users::UserShare;
 use crate::auth::Identity;
 use crate::config::{CLOSE_TIMEOUT, UNFINISHED_MESSAGE_TIMEOUT};
 use crate::protocol::close::Close;
+use crate::protocol::{Id, Room};
 use crate::runtime::clock::Moment;
+
+/// Whom a message may be for besides the members of a room. A connection is in those that it belongs to
+/// from its registration to its end, that of its user from the reservation on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Audience {
+    Everyone,
+    User(Id),
+    Admins,
+    /// Connections of role seller with this seller id.
+    Seller(Id),
+}
 
 /// A connection from its reservation to the end of its threads.
 pub(super) struct Connection {
     pub(super) number: u64,
     pub(super) identity: Arc<Identity>,
+    pub(super) share: Arc<UserShare>,
     pub(super) since: Moment,
     pub(super) state: State,
     /// `None` until the connection registers.
@@ -24,16 +37,18 @@ pub(super) struct Connection {
     pub(super) outbox: Outbox,
     /// On the list of connections to flush.
     pub(super) dirty: bool,
-    /// Joined rooms, and the position in each.
-    pub(super) rooms: HashMap<GroupKey, usize>,
-    /// Group and position among the user's connections.
-    pub(super) user: (GroupKey, usize),
+    /// Joined rooms, and the position in each. Ordered, so that leaving a million can be cut in parts.
+    pub(super) rooms: BTreeMap<Room, usize>,
+    /// Audiences, and the position in each; that of the user comes first.
+    pub(super) audiences: Vec<(Audience, usize)>,
     pub(super) reader_ended: bool,
-    /// Writer threads that have not ended; one that the hub took the socket back from may still be
-    /// on its way out when the next starts.
+    /// Backlogs that the writers have not reported as done: the report of one that the hub took the socket
+    /// back from may still be on its way when there is another.
     pub(super) writers: usize,
     pub(super) pinged: Option<Moment>,
-    pub(super) end: Option<DisconnectReason>,
+    /// When it was last told that a room is over its rate.
+    pub(super) told_of_room_rate: Option<Moment>,
+    pub(super) reason: Option<DisconnectReason>,
     pub(super) sent: u64,
     pub(super) received: u64,
 }
@@ -62,8 +77,6 @@ pub enum DisconnectReason {
     Gone,
     /// It did not read: its backlog was over a limit, or its head over `WRITE_TIMEOUT`.
     SlowConsumer,
-    /// It pushed back while `MAX_WRITERS` writers ran, or the system had no thread.
-    NoWriter,
     /// It did not answer a ping.
     DeadPeer,
     /// It did not finish a message within 30 s.
@@ -77,7 +90,6 @@ impl DisconnectReason {
             Self::Closed(close) => close.label(),
             Self::Gone => "gone",
             Self::SlowConsumer => "slow_consumer",
-            Self::NoWriter => "no_writer",
             Self::DeadPeer => "dead_peer",
             Self::UnfinishedMessage => "unfinished_message",
         }
@@ -93,7 +105,6 @@ impl fmt::Display for DisconnectReason {
             },
             Self::Gone => f.write_str("gone without a close"),
             Self::SlowConsumer => f.write_str("slow consumer"),
-            Self::NoWriter => f.write_str("slow consumer, no writer left"),
             Self::DeadPeer => f.write_str("dead peer"),
             Self::UnfinishedMessage => f.write_str("unfinished message"),
         }
@@ -117,13 +128,48 @@ pub(super) struct Clocks {
 }
 
 impl Connection {
+    /// A connection that has a place, and no socket yet.
+    pub(super) fn reserved(number: u64, identity: Arc<Identity>, share: Arc<UserShare>) -> Self {
+        Self {
+            number,
+            identity,
+            share,
+            since: Moment::now(),
+            state: State::Reserved,
+            socket: None,
+            outbox: Outbox::default(),
+            dirty: false,
+            rooms: BTreeMap::new(),
+            audiences: Vec::new(),
+            reader_ended: false,
+            writers: 0,
+            pinged: None,
+            told_of_room_rate: None,
+            reason: None,
+            sent: 0,
+            received: 0,
+        }
+    }
+
+    /// Takes the last audience off, but for that of the user.
+    pub(super) fn leave_audience(&mut self) -> Option<(Audience, usize)> {
+        self.audiences.pop_if(|(audience, _)| !matches!(audience, Audience::User(_)))
+    }
+
+    /// It has another position in this audience now.
+    pub(super) fn moved_in_audience(&mut self, audience: &Audience, position: usize) {
+        if let Some(place) = self.audiences.iter_mut().find(|(own, _)| own == audience) {
+            place.1 = position;
+        }
+    }
+
     /// What is due now; at most one thing a second.
     pub(super) fn due(&self, clocks: &Clocks) -> Option<Due> {
         let Clocks { now, .. } = *clocks;
         match self.state {
             State::Open => self.due_while_open(clocks),
             State::Draining(since) => (now.since(since) >= CLOSE_TIMEOUT)
-                .then_some(Due::Abort(self.end.unwrap_or(DisconnectReason::Gone))),
+                .then_some(Due::Abort(self.reason.unwrap_or(DisconnectReason::Gone))),
             State::Reserved | State::Closing | State::Aborted => None,
         }
     }

@@ -1,26 +1,17 @@
-//! Named groups of connections (rooms, and the connections of each user) with O(1) join and leave.
+//! Named groups of connections (rooms, users, sellers, admins, everyone) with O(1) join and leave.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use slotmap::{SlotMap, new_key_type};
-
 use super::event::ConnectionKey;
 
-new_key_type! {
-    /// A group that has members.
-    pub struct GroupKey;
-}
+/// Fewest places for which memory is given back.
+const KEPT_PLACES: usize = 16;
 
 /// Groups by name; one exists as long as it has members. Whoever is a member remembers its position.
+#[derive(Debug)]
 pub struct Groups<N> {
-    keys: HashMap<N, GroupKey>,
-    groups: SlotMap<GroupKey, Group<N>>,
-}
-
-struct Group<N> {
-    name: N,
-    members: Vec<ConnectionKey>,
+    groups: HashMap<N, Vec<ConnectionKey>>,
 }
 
 /// A member that took the place of one that left.
@@ -32,61 +23,51 @@ pub struct Moved {
     pub position: usize,
 }
 
-impl<N: Eq + Hash + Clone> Default for Groups<N> {
+impl<N> Default for Groups<N> {
     fn default() -> Self {
-        Self { keys: HashMap::new(), groups: SlotMap::with_key() }
+        Self { groups: HashMap::new() }
     }
 }
 
 impl<N: Eq + Hash + Clone> Groups<N> {
-    /// The group of this name, if it has members.
-    pub fn key(&self, name: &N) -> Option<GroupKey> {
-        self.keys.get(name).copied()
+    /// Adds a member that is not one yet; returns its position.
+    pub fn insert(&mut self, name: &N, member: ConnectionKey) -> usize {
+        let members = match self.groups.get_mut(name) {
+            Some(members) => members,
+            None => self.groups.entry(name.clone()).or_default(),
+        };
+        members.push(member);
+        members.len() - 1
     }
 
-    /// Adds a member that is not one yet; returns the group and the member's position.
-    pub fn insert(&mut self, name: &N, member: ConnectionKey) -> (GroupKey, usize) {
-        let key = *self.keys.entry(name.clone()).or_insert_with(|| {
-            self.groups.insert(Group { name: name.clone(), members: Vec::new() })
-        });
-        let position = self.groups.get_mut(key).map_or(0, |group| {
-            group.members.push(member);
-            group.members.len() - 1
-        });
-        (key, position)
-    }
-
-    /// Takes the member at `position` out; the group goes with its last.
-    pub fn remove(&mut self, key: GroupKey, position: usize) -> Option<Moved> {
-        let group = self.groups.get_mut(key)?;
-        if position >= group.members.len() {
+    /// Takes the member at `position` out; the group goes with its last. A group, or the table of all,
+    /// that was large for a moment gives its memory back.
+    pub fn remove(&mut self, name: &N, position: usize) -> Option<Moved> {
+        let members = self.groups.get_mut(name)?;
+        if position >= members.len() {
             return None;
         }
-        group.members.swap_remove(position);
-        let moved = group.members.get(position).map(|&member| Moved { member, position });
-        if group.members.is_empty() {
-            self.keys.remove(&group.name);
-            self.groups.remove(key);
-        } else if group.members.capacity() > 4 * group.members.len().max(16) {
-            // A room that was large for a moment does not hold its memory for ever.
-            group.members.shrink_to(2 * group.members.len());
+        members.swap_remove(position);
+        let moved = members.get(position).map(|&member| Moved { member, position });
+        if members.is_empty() {
+            self.groups.remove(name);
+            if self.groups.capacity() > 8 * self.groups.len().max(KEPT_PLACES) {
+                self.groups.shrink_to(2 * self.groups.len());
+            }
+        } else if members.capacity() > 4 * members.len().max(KEPT_PLACES) {
+            members.shrink_to(2 * members.len());
         }
         moved
     }
 
-    /// The name of a group.
-    pub fn name(&self, key: GroupKey) -> Option<&N> {
-        self.groups.get(key).map(|group| &group.name)
+    /// The members, oldest first as long as none has left.
+    pub fn members(&self, name: &N) -> &[ConnectionKey] {
+        self.groups.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The members, in no order.
-    pub fn members(&self, key: GroupKey) -> &[ConnectionKey] {
-        self.groups.get(key).map_or(&[], |group| &group.members)
-    }
-
-    /// Every group with its members.
-    pub fn iter(&self) -> impl Iterator<Item = (&N, &[ConnectionKey])> {
-        self.groups.values().map(|group| (&group.name, group.members.as_slice()))
+    /// Number of groups.
+    pub fn len(&self) -> usize {
+        self.groups.len()
     }
 }
 
@@ -95,6 +76,7 @@ impl<N: Eq + Hash + Clone> Groups<N> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use slotmap::SlotMap;
     use std::collections::{BTreeMap, BTreeSet};
 
     proptest! {
@@ -108,9 +90,9 @@ mod tests {
             let mut model: BTreeMap<u8, BTreeSet<ConnectionKey>> = BTreeMap::new();
             for (name, who) in steps {
                 let member = members[who];
-                if let Some((key, position)) = positions.remove(&(name, member)) {
-                    if let Some(moved) = groups.remove(key, position) {
-                        positions.insert((name, moved.member), (key, moved.position));
+                if let Some(position) = positions.remove(&(name, member)) {
+                    if let Some(moved) = groups.remove(&name, position) {
+                        positions.insert((name, moved.member), moved.position);
                     }
                     let set = model.entry(name).or_default();
                     set.remove(&member);
@@ -120,10 +102,20 @@ mod tests {
                     model.entry(name).or_default().insert(member);
                 }
                 let seen: BTreeMap<u8, BTreeSet<_>> =
-                    groups.iter().map(|(n, m)| (*n, m.iter().copied().collect())).collect();
+                    groups.groups.iter().map(|(n, m)| (*n, m.iter().copied().collect())).collect();
                 prop_assert_eq!(&seen, &model);
-                prop_assert_eq!(groups.keys.len(), model.len());
+                prop_assert_eq!(groups.len(), model.len());
             }
+        }
+
+        #[test]
+        fn the_memory_of_vanished_groups_is_given_back(many in 1_000..5_000_u32, left in 0..20_u32) {
+            let member = SlotMap::<ConnectionKey, ()>::with_key().insert(());
+            let mut groups = Groups::<u32>::default();
+            (0..many).for_each(|name| { groups.insert(&name, member); });
+            (left..many).for_each(|name| { groups.remove(&name, 0); });
+            prop_assert_eq!(groups.len(), left as usize);
+            prop_assert!(groups.groups.capacity() <= 16 * KEPT_PLACES.max(left as usize));
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::runtime::clock::Moment;
 
 /// Most slices that one vectored send takes (`UIO_MAXIOV`).
 const MAX_SLICES: usize = 1024;
-/// Appended frames whose place is kept for the next flush; more is given back.
+/// Appended frames for which memory is kept for the next flush; more is given back.
 const KEPT_FRAMES: usize = 64;
 
 /// How far a backlog may grow.
@@ -44,13 +44,13 @@ pub struct Outbox {
 pub enum Flush {
     /// All is in the kernel: the hub owns the socket.
     Sent,
-    /// The writer works on a backlog that is within its limits.
+    /// Writers work on a backlog that is within its limits.
     Queued,
-    /// The socket is full: a writer must be started for this drain.
+    /// The socket is full: this is for the writers.
     Full(Drain),
     /// The backlog is over a limit.
     OverLimit,
-    /// The socket is broken.
+    /// The socket is broken; what was appended still counts as unsent.
     Broken,
 }
 
@@ -75,6 +75,11 @@ impl Outbox {
         self.appended.len() as u64 + self.backlog.as_ref().map_or(0, Backlog::frames)
     }
 
+    /// Whether nothing waits for a writer, and the socket is the hub's.
+    pub fn is_drained(&self) -> bool {
+        self.backlog.as_ref().is_none_or(Backlog::is_drained)
+    }
+
     /// The backlog, while there is one.
     pub fn backlog(&self) -> Option<&Backlog> {
         self.backlog.as_ref()
@@ -85,14 +90,9 @@ impl Outbox {
         self.backlog.as_ref().filter(|b| !b.is_drained()).map(Backlog::head_since)
     }
 
-    /// Drops everything that is not sent; a writer ends after the frame it is at.
+    /// Drops everything that is not sent; a writer ends at the frame that it is at.
     pub fn clear(&mut self) {
         *self = Self::default();
-    }
-
-    /// Ends the backlog with what it holds: the writer finishes that and ends.
-    pub fn end_backlog(&mut self) {
-        self.backlog = None;
     }
 
     /// Sends what is appended, or queues it behind the backlog.
@@ -102,46 +102,61 @@ impl Outbox {
         socket: &dyn Socket,
         limits: BacklogLimits,
     ) -> Flush {
-        if self.backlog.as_ref().is_some_and(Backlog::is_drained) {
-            self.backlog = None;
-        }
-        let flush = match &mut self.backlog {
-            Some(backlog) => {
-                if let Some(pong) = self.pong.take_if(|_| backlog.has_finished(self.pong_position))
-                {
-                    backlog.push(pong);
-                    self.pong_position = backlog.position();
-                }
-                for frame in batch.frames(&self.appended) {
-                    backlog.push(frame.clone());
-                }
-                within(backlog, limits, Flush::Queued)
-            }
-            None => {
-                self.appended.extend(self.pong.take().map(|pong| batch.add(pong)));
-                self.pong_position = 0;
-                match send(socket, batch, &self.appended) {
-                    Ok(Sent::All) => Flush::Sent,
-                    Ok(Sent::Part(bytes)) => {
-                        let (mut backlog, drain) = backlog();
-                        for frame in rest(batch.frames(&self.appended), bytes) {
-                            backlog.push(frame);
-                        }
-                        let flush = within(&backlog, limits, Flush::Full(drain));
-                        self.backlog = Some(backlog);
-                        flush
-                    }
-                    Err(_) => Flush::Broken,
-                }
-            }
+        let flush = match self.queue(batch, limits) {
+            Some(flush) => flush,
+            None => self.send(batch, socket, limits),
         };
-        self.appended.clear();
-        self.appended.shrink_to(KEPT_FRAMES);
+        if !matches!(flush, Flush::Broken) {
+            self.appended.clear();
+            self.appended.shrink_to(KEPT_FRAMES);
+        }
         flush
+    }
+
+    /// Puts what is appended behind the backlog; `None` when there is none, and the hub sends.
+    fn queue(&mut self, batch: &FrameBatch, limits: BacklogLimits) -> Option<Flush> {
+        let backlog = self.backlog.as_mut()?;
+        let pong = self.pong.take_if(|_| backlog.has_finished(self.pong_position));
+        let frames = self.appended.len() + usize::from(pong.is_some());
+        let is_taken_back =
+            if frames == 0 { backlog.is_drained() } else { !backlog.extend(frames as u64) };
+        if is_taken_back {
+            self.backlog = None;
+            self.pong = pong.or(self.pong.take());
+            return None;
+        }
+        if let Some(pong) = pong {
+            backlog.hand_over(pong);
+            self.pong_position = backlog.position();
+        }
+        for frame in batch.frames(&self.appended) {
+            backlog.hand_over(frame.clone());
+        }
+        Some(within(backlog, limits, Flush::Queued))
+    }
+
+    fn send(
+        &mut self,
+        batch: &mut FrameBatch,
+        socket: &dyn Socket,
+        limits: BacklogLimits,
+    ) -> Flush {
+        self.appended.extend(self.pong.take().map(|pong| batch.add(pong)));
+        self.pong_position = 0;
+        match send(socket, batch, &self.appended) {
+            Ok(Sent::All) => Flush::Sent,
+            Ok(Sent::Part(bytes)) => {
+                let (backlog, drain) = backlog(rest(batch.frames(&self.appended), bytes));
+                let flush = within(&backlog, limits, Flush::Full(drain));
+                self.backlog = Some(backlog);
+                flush
+            }
+            Err(_) => Flush::Broken,
+        }
     }
 }
 
-/// One frame always fits an empty backlog.
+/// Checks the limits; a single frame always passes.
 fn within(backlog: &Backlog, limits: BacklogLimits, fits: Flush) -> Flush {
     let frames = backlog.frames();
     if frames > 1 && (frames > limits.frames || backlog.bytes() > limits.bytes) {

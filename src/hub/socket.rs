@@ -3,12 +3,18 @@
 
 use std::io::{self, IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags};
+use socket2::SockRef;
 
 use crate::runtime::clock::{AtomicMoment, Moment};
 
-/// What hub and writer need of a connection's socket; tests put memory in its place.
+/// How long a writer waits for a peer to take anything before it looks whether others wait.
+pub const SEND_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// What hub and writers need of a connection's socket; tests put memory in its place.
 pub trait Socket: Send + Sync {
     /// Sends what fits without waiting; `WouldBlock` when nothing does.
     ///
@@ -16,15 +22,20 @@ pub trait Socket: Send + Sync {
     /// As `sendmsg(2)` with `MSG_DONTWAIT | MSG_NOSIGNAL`.
     fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Sends all, waiting as long as the peer takes; [`Socket::shutdown`] ends the wait.
+    /// Sends what fits within [`SEND_TIMEOUT`], and waits so long for any of it to fit; ended by
+    /// [`Socket::abort`].
     ///
     /// # Errors
-    /// As `send(2)`; the stream is broken after one.
-    fn send_all(&self, bytes: &[u8]) -> io::Result<()>;
+    /// `WouldBlock` when the peer took nothing, else as `send(2)`; the stream is broken then.
+    fn send(&self, bytes: &[u8]) -> io::Result<usize>;
 
     /// Ends one or both directions and unblocks whoever waits in them. A socket that is already
     /// gone is as ended as one can ask for.
     fn shutdown(&self, how: Shutdown);
+
+    /// Ends both directions and has the socket reset when it is closed, so that the kernel keeps nothing
+    /// of what the peer did not take.
+    fn abort(&self);
 
     /// The clocks that the reader keeps.
     fn activity(&self) -> &Activity;
@@ -38,6 +49,33 @@ pub struct Activity {
     pub last_byte: AtomicMoment,
     /// Start of a message that is not complete yet; [`Moment::NEVER`] when there is none.
     pub unfinished_since: AtomicMoment,
+}
+
+impl Activity {
+    /// Stops the peer's clocks while nothing is read, until the guard is dropped: neither a ping is due,
+    /// nor the rest of a message.
+    pub fn rest(&self) -> Rest<'_> {
+        let is_unfinished = self.unfinished_since.get() != Moment::NEVER;
+        self.last_byte.set(Moment::NEVER);
+        self.unfinished_since.set(Moment::NEVER);
+        Rest { activity: self, is_unfinished }
+    }
+}
+
+/// The clocks of a peer rest; see [`Activity::rest`].
+pub struct Rest<'a> {
+    activity: &'a Activity,
+    is_unfinished: bool,
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        let now = Moment::now();
+        self.activity.last_byte.set(now);
+        if self.is_unfinished {
+            self.activity.unfinished_since.set(now);
+        }
+    }
 }
 
 impl Default for Activity {
@@ -54,12 +92,25 @@ impl Default for Activity {
 pub struct TcpSocket {
     stream: TcpStream,
     activity: Activity,
+    is_aborted: AtomicBool,
 }
 
 impl TcpSocket {
-    /// Takes over the stream.
-    pub fn new(stream: TcpStream) -> Self {
-        Self { stream, activity: Activity::default() }
+    /// Takes over the stream. From now on the hub keeps the clocks: the reader waits as long as it is let,
+    /// and a writer looks after [`SEND_TIMEOUT`] whether others wait for it.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_read_timeout(None)?;
+        stream.set_write_timeout(Some(SEND_TIMEOUT))?;
+        Ok(Self { stream, activity: Activity::default(), is_aborted: AtomicBool::new(false) })
+    }
+
+    /// Whether the hub has ended the connection. A reader has to look: for as long as the peer sends, Linux
+    /// gives the bytes of a socket that is shut down for reading.
+    pub fn is_aborted(&self) -> bool {
+        self.is_aborted.load(Ordering::Acquire)
     }
 
     /// The stream, for the reader.
@@ -81,12 +132,19 @@ impl Socket for TcpSocket {
         Ok(sent?)
     }
 
-    fn send_all(&self, bytes: &[u8]) -> io::Result<()> {
-        (&self.stream).write_all(bytes)
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&self.stream).write(bytes)
     }
 
     fn shutdown(&self, how: Shutdown) {
         let _ = self.stream.shutdown(how);
+    }
+
+    fn abort(&self) {
+        self.is_aborted.store(true, Ordering::Release);
+        // On a socket that is gone already there is nothing to reset.
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        self.shutdown(Shutdown::Both);
     }
 
     fn activity(&self) -> &Activity {

@@ -17,6 +17,14 @@ pub struct Stats {
     pub rooms: u64,
     /// Writer threads.
     pub writers: u64,
+    /// Backlogs that wait for a writer.
+    pub waiting_backlogs: u64,
+    /// Publishers that have messages waiting.
+    pub waiting_publishers: u64,
+    /// Messages that wait for their publisher's turn.
+    pub waiting_messages: u64,
+    /// Broadcasts refused since their room was over `ROOM_RATE_BYTES`.
+    pub room_limited: u64,
     /// Connections that became live.
     pub connects: u64,
     /// Connections that ended, by reason.
@@ -39,6 +47,10 @@ impl Default for Stats {
             connections: 0,
             rooms: 0,
             writers: 0,
+            waiting_backlogs: 0,
+            waiting_publishers: 0,
+            waiting_messages: 0,
+            room_limited: 0,
             connects: 0,
             disconnects: BTreeMap::new(),
             received: ReceivedCounts::default(),

@@ -3,17 +3,20 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::sync::Mutex;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use proptest::prelude::*;
 
 use super::socket::Activity;
 use super::*;
-use crate::protocol::{frame_payload, text_frame};
+use crate::auth::Identity;
+use crate::config::Config;
+use crate::protocol::close::Close;
+use crate::protocol::{Id, Room, frame_payload, text_frame};
 use crate::runtime::channel;
 
 /// A peer that takes `room` bytes, then pushes back.
@@ -43,9 +46,13 @@ impl Socket for Peer {
         if sent == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(sent) }
     }
 
-    fn send_all(&self, bytes: &[u8]) -> io::Result<()> {
-        self.state.lock().unwrap().taken.extend(bytes);
-        Ok(())
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.state.lock().unwrap();
+        if state.cut {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        state.taken.extend(bytes);
+        Ok(bytes.len())
     }
 
     fn shutdown(&self, how: Shutdown) {
@@ -54,8 +61,29 @@ impl Socket for Peer {
         state.cut |= how == Shutdown::Both;
     }
 
+    fn abort(&self) {
+        self.shutdown(Shutdown::Both);
+    }
+
     fn activity(&self) -> &Activity {
         &self.activity
+    }
+}
+
+/// Takes backlogs, and leaves it to the test to drain them.
+struct JobQueue(crossbeam_channel::Sender<WriterJob>);
+
+impl Writers for JobQueue {
+    fn submit(&self, job: WriterJob) {
+        self.0.send(job).unwrap();
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn waiting(&self) -> usize {
+        self.0.len()
     }
 }
 
@@ -98,33 +126,40 @@ struct Bench {
     hub: Hub,
     writers: Receiver<WriterJob>,
     published: Receiver<(Target, Bytes)>,
+    events: channel::Receiver<Event>,
 }
 
 struct Client {
     key: ConnectionKey,
+    /// `None` when its reader has ended.
+    publisher: Option<Publisher>,
     peer: Arc<Peer>,
 }
 
-fn limits() -> Limits {
-    Limits {
-        connections_per_user: 3,
-        rooms_per_client: 2,
-        writers: 2,
+fn config() -> Config {
+    Config {
+        max_connections_per_user: 3,
+        max_rooms_per_client: 2,
         send_queue_frames: 4,
         send_queue_bytes: 1000,
         write_timeout: Duration::from_secs(5),
         ping_interval: Duration::from_secs(30),
+        ..Config::new("secret")
     }
 }
 
 fn identity(user: &str, role: &str) -> Arc<Identity> {
     Arc::new(Identity {
-        user_id: user.into(),
+        user_id: Id::parse(user).unwrap(),
         role: role.into(),
-        seller_id: (role == "seller").then(|| "5".into()),
+        seller_id: (role == "seller").then(|| Id::parse("5").unwrap()),
         client_id: None,
         expires_at: UNIX_EPOCH + Duration::from_secs(1000),
     })
+}
+
+fn no_rooms(clients: usize) -> Counts {
+    Counts { clients, rooms: BTreeMap::new(), rooms_total: 0 }
 }
 
 fn room(name: &str) -> Room {
@@ -133,54 +168,81 @@ fn room(name: &str) -> Room {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(config())
+    }
+
+    fn with(config: Config) -> Self {
         let (job_sender, writers) = unbounded();
         let (message_sender, published) = unbounded();
+        let (sender, events) = channel::unbounded();
         let outlets = Outlets {
             publish: Box::new(move |target, frame| {
                 message_sender.send((target.clone(), frame.clone())).unwrap();
             }),
-            start_writer: Box::new(move |job| {
-                job_sender.send(job).unwrap();
-                Ok(())
-            }),
+            writers: Box::new(JobQueue(job_sender)),
         };
-        Self { hub: Hub::new(limits(), outlets), writers, published }
+        let hub = Hub::new(Arc::new(config), HubHandle::new(sender), outlets);
+        Self { hub, writers, published, events }
     }
 
-    fn reserve(&mut self, user: &str, role: &str) -> Result<ConnectionKey, Refusal> {
+    /// What publishers have said since the last call, served to the end but not flushed.
+    fn serve(&mut self) {
+        for event in self.events.try_iter() {
+            self.hub.accept(event);
+        }
+        while self.hub.has_work() {
+            self.hub.serve();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.serve();
+        self.hub.flush();
+    }
+
+    fn reserve(&mut self, user: &str, role: &str) -> Result<Publisher, Refusal> {
+        self.serve();
         let (reply, answer) = channel::bounded(1);
-        self.hub.handle(Event::Reserve { identity: identity(user, role), number: 1, reply });
+        self.hub.accept(Event::Reserve { identity: identity(user, role), number: 1, reply });
         answer.recv().unwrap()
     }
 
     fn connect(&mut self, user: &str, role: &str) -> Client {
-        let key = self.reserve(user, role).unwrap();
+        let publisher = self.reserve(user, role).unwrap();
         let state =
             PeerState { room: usize::MAX, taken: Vec::new(), write_shut: false, cut: false };
         let activity = Activity::default();
         activity.last_byte.set(Moment::from_millis(0));
         let peer = Arc::new(Peer { activity, state: Mutex::new(state) });
-        let socket: Arc<dyn Socket> = Arc::<Peer>::clone(&peer);
-        self.hub.handle(Event::Register { key, socket, response: Bytes::new() });
-        Client { key, peer }
+        publisher.register(Arc::<Peer>::clone(&peer), Bytes::new()).unwrap();
+        self.serve();
+        Client { key: publisher.key, publisher: Some(publisher), peer }
+    }
+
+    fn shut_down(&mut self) {
+        self.hub.accept(Event::Shutdown(bounded(0).0));
     }
 
     fn join(&mut self, client: &Client, name: &str) -> Vec<String> {
-        self.hub.handle(Event::Join(client.key, room(name), None));
-        self.hub.flush();
+        client.say(Said::Join(room(name), None));
+        self.flush();
         client.peer.taken()
     }
 
     fn broadcast(&mut self, client: &Client, name: &str, text: &str, permitted: bool) {
         let frame = text_frame(text);
         let broadcast = Broadcast { room: room(name), frame, permitted, id: None };
-        self.hub.handle(Event::Broadcast(client.key, broadcast));
+        client.say(Said::Broadcast(broadcast));
+        self.serve();
     }
 
     fn notify(&mut self, target: Target, text: &str) -> usize {
         let (reply, counts) = channel::bounded(1);
-        self.hub.handle(Event::Notify(vec![Delivery { target, frame: text_frame(text) }], reply));
-        self.hub.flush();
+        let deliveries = vec![Delivery { target, frame: text_frame(text) }];
+        let publisher = PublisherName::Service;
+        self.serve();
+        self.hub.accept(Event::Notify(Notify { publisher, deliveries, reply }));
+        self.flush();
         counts.recv().unwrap()[0]
     }
 
@@ -191,7 +253,8 @@ impl Bench {
 
     fn counts(&mut self) -> Counts {
         let (reply, counts) = channel::bounded(1);
-        self.hub.handle(Event::Counts(reply));
+        self.serve();
+        self.hub.accept(Event::Counts(reply));
         counts.recv().unwrap()
     }
 
@@ -200,11 +263,23 @@ impl Bench {
     }
 }
 
+impl Client {
+    fn say(&self, said: Said) {
+        if let Some(publisher) = &self.publisher {
+            publisher.say(said, 0).unwrap();
+        }
+    }
+
+    fn end(&mut self) {
+        self.publisher = None;
+    }
+}
+
 /// Runs a writer to the end of what it was handed; it must have been dropped by the hub.
 fn finish(bench: &mut Bench, job: WriterJob) {
-    let WriterJob { key, socket, drain, .. } = job;
-    let broken = drain.run(|bytes| socket.send_all(bytes)).is_err();
-    bench.hub.handle(Event::WriterEnded { key, broken });
+    let WriterJob { key, socket, mut drain } = job;
+    let broken = drain.run(|bytes| socket.send(bytes).map(super::Step::Sent)).is_err();
+    bench.hub.accept(Event::WriterEnded { key, broken });
 }
 
 #[test]
@@ -216,7 +291,7 @@ fn a_broadcast_reaches_every_member_in_order_and_the_broker() {
     for text in ["1", "2", "3"] {
         bench.broadcast(&a, "r", text, false);
     }
-    bench.hub.flush();
+    bench.flush();
     assert_eq!(a.peer.taken(), ["1", "2", "3"]);
     assert_eq!(b.peer.taken(), ["1", "2", "3"]);
     assert!(c.peer.taken().is_empty());
@@ -230,7 +305,7 @@ fn a_broadcast_needs_membership_or_permission() {
     bench.join(&b, "r");
     bench.broadcast(&a, "r", "no", false);
     bench.broadcast(&a, "r", "yes", true);
-    bench.hub.flush();
+    bench.flush();
     assert_eq!(
         a.peer.taken(),
         [r#"{"type":"error","payload":{"code":"not_authorized","error":"not authorized"}}"#]
@@ -245,11 +320,11 @@ fn a_leave_answers_also_where_nothing_was_joined_and_a_second_join_is_no_second_
     bench.join(&a, "r");
     assert_eq!(bench.join(&a, "r"), ["joined r"]);
     bench.broadcast(&a, "r", "once", false);
-    bench.hub.handle(Event::Leave(a.key, room("r"), None));
-    bench.hub.handle(Event::Leave(a.key, room("other"), None));
-    bench.hub.flush();
+    a.say(Said::Leave(room("r"), None));
+    a.say(Said::Leave(room("other"), None));
+    bench.flush();
     assert_eq!(a.peer.taken(), ["once", "left r", "left other"]);
-    assert_eq!(bench.counts(), Counts { clients: 1, rooms: BTreeMap::new() });
+    assert_eq!(bench.counts(), no_rooms(1));
 }
 
 #[test]
@@ -274,14 +349,16 @@ fn notifications_reach_whom_they_are_for_and_count_them() {
     let mut bench = Bench::new();
     let (a1, a2) = (bench.connect("a", ""), bench.connect("a", "seller"));
     let admin = bench.connect("b", "admin");
-    assert_eq!(bench.notify(Target::User("a".into()), "user"), 2);
-    assert_eq!(bench.notify(Target::User("nobody".into()), "user"), 0);
+    assert_eq!(bench.notify(Target::User(Id::parse("a").unwrap()), "user"), 2);
+    assert_eq!(bench.notify(Target::User(Id::parse("nobody").unwrap()), "user"), 0);
     assert_eq!(bench.notify(Target::Room(Room::admins()), "room"), 1);
     assert_eq!(bench.notify(Target::Everyone, "all"), 3);
-    for (target, text) in [(Target::Admins, "admins"), (Target::Seller("5".into()), "seller")] {
-        bench.hub.handle(Event::Remote(Delivery { target, frame: text_frame(text) }));
+    for (target, text) in
+        [(Target::Admins, "admins"), (Target::Seller(Id::parse("5").unwrap()), "seller")]
+    {
+        bench.hub.accept(Event::Remote(Delivery { target, frame: text_frame(text) }));
     }
-    bench.hub.flush();
+    bench.flush();
     assert_eq!(a1.peer.taken(), ["user", "all"]);
     assert_eq!(a2.peer.taken(), ["user", "all", "seller"]);
     assert_eq!(admin.peer.taken(), ["room", "all", "admins"]);
@@ -292,13 +369,13 @@ fn notifications_reach_whom_they_are_for_and_count_them() {
 #[test]
 fn a_user_has_so_many_connections_and_no_more() {
     let mut bench = Bench::new();
-    let keys: Vec<_> = (0..3).map(|_| bench.reserve("a", "").unwrap()).collect();
-    assert_eq!(bench.reserve("a", ""), Err(Refusal::UserCap));
+    let mut publishers: Vec<_> = (0..3).map(|_| bench.reserve("a", "").unwrap()).collect();
+    assert_eq!(bench.reserve("a", "").err(), Some(Refusal::UserCap));
     assert!(bench.reserve("b", "").is_ok());
-    bench.hub.handle(Event::Release(keys[0]));
+    publishers.pop();
     assert!(bench.reserve("a", "").is_ok());
-    bench.hub.handle(Event::Shutdown(bounded(0).0));
-    assert_eq!(bench.reserve("c", ""), Err(Refusal::ShuttingDown));
+    bench.shut_down();
+    assert_eq!(bench.reserve("c", "").err(), Some(Refusal::ShuttingDown));
 }
 
 #[test]
@@ -310,25 +387,26 @@ fn a_socket_that_pushes_back_gets_a_writer_and_loses_nothing() {
     for text in ["first", "second"] {
         bench.broadcast(&a, "r", text, false);
     }
-    bench.hub.flush();
+    bench.flush();
     let job = bench.writers.try_recv().unwrap();
     // Behind the backlog, although the socket could take it now.
     a.peer.set_room(usize::MAX);
     bench.broadcast(&a, "r", "third", false);
-    bench.hub.flush();
+    bench.flush();
     assert!(bench.writers.try_recv().is_err());
     // The writer drains all; only then does the hub take the socket back.
-    let WriterJob { key, socket, drain, .. } = job;
-    let writer = std::thread::spawn(move || drain.run(|bytes| socket.send_all(bytes)).is_err());
+    let WriterJob { key, socket, mut drain } = job;
+    let send = move |bytes: &[u8]| socket.send(bytes).map(super::Step::Sent);
+    let writer = std::thread::spawn(move || drain.run(send).is_err());
     let deadline = Instant::now() + Duration::from_secs(10);
     while !bench.hub.connections.slots[a.key].outbox.backlog().unwrap().is_drained() {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
     bench.broadcast(&a, "r", "fourth", false);
-    bench.hub.flush();
+    bench.flush();
     assert!(!writer.join().unwrap());
-    bench.hub.handle(Event::WriterEnded { key, broken: false });
+    bench.hub.accept(Event::WriterEnded { key, broken: false });
     assert_eq!(a.peer.taken(), ["first", "second", "third", "fourth"]);
     assert!(!a.peer.is_cut());
 }
@@ -341,7 +419,6 @@ fn a_slow_consumer_is_cut_by_frames_by_bytes_and_by_time_while_others_go_on() {
     for (client, name) in [(frames, "f"), (bytes, "b"), (time, "t"), (ok, "f")] {
         bench.join(client, name);
     }
-    bench.hub.limits.writers = 10;
     for client in [frames, bytes, time] {
         client.peer.set_room(0);
     }
@@ -351,62 +428,52 @@ fn a_slow_consumer_is_cut_by_frames_by_bytes_and_by_time_while_others_go_on() {
     for n in 0..4 {
         bench.broadcast(frames, "f", &n.to_string(), false);
     }
-    bench.hub.flush();
+    bench.flush();
     assert!(![frames, bytes, time].iter().any(|client| client.peer.is_cut()));
     bench.broadcast(bytes, "b", "y", false);
     bench.broadcast(ok, "f", "4", false);
-    bench.hub.flush();
+    bench.flush();
     assert!(frames.peer.is_cut() && bytes.peer.is_cut() && !time.peer.is_cut());
     assert_eq!(ok.peer.taken(), ["0", "1", "2", "3", "4"]);
     let late = Moment::now().since(Moment::from_millis(0)) + Duration::from_secs(6);
     bench.hub.tick(Moment::from_millis(late.as_millis() as u64), UNIX_EPOCH);
     assert!(time.peer.is_cut() && !ok.peer.is_cut());
-    assert_eq!(bench.counts().rooms, BTreeMap::from([("f".into(), 1)]));
-}
-
-#[test]
-fn past_the_last_writer_a_client_that_pushes_back_is_cut() {
-    let mut bench = Bench::new();
-    let clients: Vec<_> = ["a", "b", "c"].map(|user| bench.connect(user, "")).into();
-    for client in &clients {
-        client.peer.set_room(0);
-    }
-    assert_eq!(bench.notify(Target::Everyone, "x"), 3);
-    assert_eq!(clients.iter().filter(|client| client.peer.is_cut()).count(), 1);
-    assert_eq!(bench.writers.len(), 2);
+    assert_eq!(bench.counts().rooms, BTreeMap::from([(room("f"), 1)]));
 }
 
 #[test]
 fn a_place_is_freed_when_reader_and_writer_have_ended() {
     let mut bench = Bench::new();
-    let a = bench.connect("a", "");
+    let mut a = bench.connect("a", "");
     a.peer.set_room(0);
     bench.notify(Target::Everyone, "x");
-    bench.hub.handle(Event::ReaderEnded(a.key));
+    a.end();
+    bench.serve();
     assert!(a.peer.is_cut());
     assert_eq!((bench.slots(), bench.counts().clients), (1, 0));
     let job = bench.writers.recv().unwrap();
     finish(&mut bench, job);
     assert_eq!(bench.slots(), 0);
-    assert!(bench.hub.users.iter().next().is_none());
+    assert_eq!(bench.hub.audiences.len(), 0);
 }
 
 #[test]
 fn a_close_comes_behind_what_is_queued_and_is_the_last_frame() {
     let mut bench = Bench::new();
-    let (a, b) = (bench.connect("a", "admin"), bench.connect("b", ""));
+    let (mut a, b) = (bench.connect("a", "admin"), bench.connect("b", ""));
     bench.join(&a, "r");
     bench.broadcast(&a, "r", "queued", false);
-    bench.hub.handle(Event::Close(a.key, Close::RateLimited));
-    bench.hub.handle(Event::Close(a.key, Close::Echo(1000)));
-    bench.hub.handle(Event::Ping(a.key, Bytes::from_static(b"late")));
-    bench.hub.handle(Event::Join(a.key, room("late"), None));
+    a.say(Said::Close(Close::RateLimited));
+    a.say(Said::Close(Close::Echo(1000)));
+    a.say(Said::Ping(Bytes::from_static(b"late")));
+    a.say(Said::Join(room("late"), None));
     bench.notify(Target::Everyone, "late");
     assert_eq!(a.peer.taken(), ["queued", "close 1008"]);
     assert!(a.peer.is_write_shut() && !a.peer.is_cut());
     assert_eq!(b.peer.taken(), ["late"]);
-    assert_eq!(bench.counts(), Counts { clients: 1, rooms: BTreeMap::new() });
-    bench.hub.handle(Event::ReaderEnded(a.key));
+    assert_eq!(bench.counts(), no_rooms(1));
+    a.end();
+    bench.serve();
     assert_eq!(bench.slots(), 1);
 }
 
@@ -418,8 +485,8 @@ fn a_close_behind_a_backlog_waits_for_the_writer() {
     for n in 0..4 {
         bench.notify(Target::Everyone, &n.to_string());
     }
-    bench.hub.handle(Event::Shutdown(bounded(0).0));
-    bench.hub.flush();
+    bench.shut_down();
+    bench.flush();
     assert!(!a.peer.is_write_shut());
     let job = bench.writers.recv().unwrap();
     finish(&mut bench, job);
@@ -431,8 +498,8 @@ fn a_close_behind_a_backlog_waits_for_the_writer() {
 fn a_peer_that_does_not_end_after_a_close_is_cut_at_the_deadline() {
     let mut bench = Bench::new();
     let a = bench.connect("a", "");
-    bench.hub.handle(Event::Close(a.key, Close::Protocol));
-    bench.hub.flush();
+    a.say(Said::Close(Close::Protocol));
+    bench.flush();
     let now = Moment::now().since(Moment::from_millis(0)).as_millis() as u64;
     bench.hub.tick(Moment::from_millis(now + 4000), UNIX_EPOCH);
     assert!(!a.peer.is_cut());
@@ -443,13 +510,12 @@ fn a_peer_that_does_not_end_after_a_close_is_cut_at_the_deadline() {
 #[test]
 fn a_connection_that_registers_during_the_shutdown_is_closed() {
     let mut bench = Bench::new();
-    let key = bench.reserve("a", "").unwrap();
-    bench.hub.handle(Event::Shutdown(bounded(0).0));
+    let publisher = bench.reserve("a", "").unwrap();
+    bench.shut_down();
     let state = PeerState { room: 100, taken: Vec::new(), write_shut: false, cut: false };
     let peer = Arc::new(Peer { activity: Activity::default(), state: Mutex::new(state) });
-    let (socket, answer) = (Arc::<Peer>::clone(&peer) as _, text_frame("101"));
-    bench.hub.handle(Event::Register { key, socket, response: answer });
-    bench.hub.flush();
+    publisher.register(Arc::<Peer>::clone(&peer), text_frame("101")).unwrap();
+    bench.flush();
     assert_eq!(peer.taken(), ["101", "close 1001"]);
 }
 
@@ -509,14 +575,14 @@ fn only_the_latest_unsent_pong_is_kept() {
     let mut bench = Bench::new();
     let a = bench.connect("a", "");
     for n in 0..100 {
-        bench.hub.handle(Event::Ping(a.key, Bytes::from(n.to_string())));
+        a.say(Said::Ping(Bytes::from(n.to_string())));
     }
-    bench.hub.flush();
+    bench.flush();
     assert_eq!(a.peer.taken(), ["pong 99"]);
     a.peer.set_room(0);
     for n in 0..100 {
-        bench.hub.handle(Event::Ping(a.key, Bytes::from(n.to_string())));
-        bench.hub.flush();
+        a.say(Said::Ping(Bytes::from(n.to_string())));
+        bench.flush();
     }
     assert!(!a.peer.is_cut());
     assert!(bench.hub.connections.slots[a.key].outbox.backlog().unwrap().frames() <= 2);
@@ -527,7 +593,7 @@ enum Step {
     Join(usize, u8),
     Leave(usize, u8),
     Broadcast(usize, u8),
-    DisconnectReason(usize),
+    End(usize),
     Flush,
 }
 
@@ -536,7 +602,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Join(c, r)),
         2 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Leave(c, r)),
         6 => (0..5_usize, 0..3_u8).prop_map(|(c, r)| Step::Broadcast(c, r)),
-        1 => (0..5_usize).prop_map(Step::DisconnectReason),
+        1 => (0..5_usize).prop_map(Step::End),
         1 => Just(Step::Flush),
     ];
     prop::collection::vec(step, 0..120)
@@ -546,23 +612,22 @@ proptest! {
     /// Against a plain model: who gets what, in order, exactly once.
     #[test]
     fn deliveries_are_those_of_a_plain_model(steps in steps()) {
-        let mut bench = Bench::new();
-        bench.hub.limits.rooms_per_client = 3;
-        let clients: Vec<_> = (0..5).map(|n| bench.connect(&n.to_string(), "")).collect();
+        let mut bench = Bench::with(Config { max_rooms_per_client: 3, ..config() });
+        let mut clients: Vec<_> = (0..5).map(|n| bench.connect(&n.to_string(), "")).collect();
         let mut members: BTreeMap<u8, BTreeSet<usize>> = BTreeMap::new();
         let mut ended = BTreeSet::new();
         let mut expected = vec![Vec::<String>::new(); 5];
         for (n, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Join(c, r) => {
-                    bench.hub.handle(Event::Join(clients[c].key, room(&r.to_string()), None));
+                    clients[c].say(Said::Join(room(&r.to_string()), None));
                     if !ended.contains(&c) {
                         members.entry(r).or_default().insert(c);
                         expected[c].push(format!("joined {r}"));
                     }
                 }
                 Step::Leave(c, r) => {
-                    bench.hub.handle(Event::Leave(clients[c].key, room(&r.to_string()), None));
+                    clients[c].say(Said::Leave(room(&r.to_string()), None));
                     if !ended.contains(&c) {
                         members.entry(r).or_default().remove(&c);
                         expected[c].push(format!("left {r}"));
@@ -576,24 +641,26 @@ proptest! {
                         }
                     }
                 }
-                Step::DisconnectReason(c) => {
-                    bench.hub.flush();
-                    bench.hub.handle(Event::ReaderEnded(clients[c].key));
+                Step::End(c) => {
+                    bench.flush();
+                    clients[c].end();
+                    bench.serve();
                     members.values_mut().for_each(|set| { set.remove(&c); });
                     ended.insert(c);
                 }
                 Step::Flush => bench.hub.flush(),
             }
         }
-        bench.hub.flush();
+        bench.flush();
         for (client, expected) in clients.iter().zip(expected) {
             prop_assert_eq!(client.peer.taken(), expected);
         }
         let rooms: BTreeMap<_, _> = members
             .into_iter()
             .filter(|(_, set)| !set.is_empty())
-            .map(|(name, set)| (name.to_string(), set.len()))
+            .map(|(name, set)| (room(&name.to_string()), set.len()))
             .collect();
-        prop_assert_eq!(bench.counts(), Counts { clients: 5 - ended.len(), rooms });
+        let rooms_total = rooms.len();
+        prop_assert_eq!(bench.counts(), Counts { clients: 5 - ended.len(), rooms, rooms_total });
     }
 }

@@ -1,17 +1,16 @@
 //! Messages of clients, as JSON, and the frames that answer and carry them.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
-use time::macros::format_description;
 
 use super::frame::{OPCODE_TEXT, frame, text_frame};
+use super::json::{parse_object, quoted, string};
 use super::room::{BadRoom, Room};
+use crate::runtime::clock::Timestamp;
 
-/// The errors a client can be told, with the codes and texts of DESIGN section 3.
+/// The errors a client can be told, with the codes and texts of `docs/PROTOCOL.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
     /// Not a JSON object, or a binary message, or an `id` that is neither string nor number.
@@ -22,7 +21,7 @@ pub enum ErrorCode {
     InvalidRoom(Action),
     /// A room name of the wrong form.
     InvalidRoomFormat,
-    /// Rules or backend say no.
+    /// The rules or the backend do not allow it.
     NotAuthorized,
     /// Over `MAX_ROOMS_PER_CLIENT`.
     TooManyRooms,
@@ -79,6 +78,20 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageId(Box<str>);
 
+impl MessageId {
+    /// The id of a message that is not acted upon, if it has a valid one. Takes one pass over the text and
+    /// judges nothing else of it.
+    pub fn of(text: &str) -> Option<Self> {
+        Self::from_raw(parse_object::<IdOnly<'_>>(text).ok()?.id?)
+    }
+
+    /// A string or a number.
+    fn from_raw(raw: &RawValue) -> Option<Self> {
+        let is_valid = |c: char| c == '"' || c == '-' || c.is_ascii_digit();
+        raw.get().starts_with(is_valid).then(|| Self(raw.get().into()))
+    }
+}
+
 /// One message of a client.
 #[derive(Debug, Clone)]
 pub struct ClientMessage<'a> {
@@ -101,7 +114,7 @@ pub struct BadMessage {
     pub id: Option<MessageId>,
 }
 
-/// The members as raw JSON: each is judged on its own, so that every mistake gets its own answer.
+/// The members as raw JSON. Each is checked on its own, so that every mistake gets its own answer.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow, default, rename = "type")]
@@ -110,6 +123,12 @@ struct Envelope<'a> {
     id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     payload: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct IdOnly<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -131,19 +150,17 @@ impl<'a> ClientMessage<'a> {
     /// Parses one text message.
     ///
     /// # Errors
-    /// The code of DESIGN section 3, with the message's id where it has one.
+    /// What is wrong, with the message's id where it has one.
     pub fn parse(text: &'a str) -> Result<Self, BadMessage> {
         let bad = |code, id: &Option<MessageId>| BadMessage { code, id: id.clone() };
         let envelope: Envelope<'a> =
-            parse_object(text).ok_or_else(|| bad(ErrorCode::InvalidJson, &None))?;
+            parse_object(text).map_err(|_| bad(ErrorCode::InvalidJson, &None))?;
         let id = match envelope.id {
             None => None,
-            Some(raw)
-                if raw.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit()) =>
-            {
-                Some(MessageId(raw.get().into()))
+            Some(raw) => {
+                let id = MessageId::from_raw(raw);
+                Some(id.ok_or_else(|| bad(ErrorCode::InvalidJson, &None))?)
             }
-            Some(_) => return Err(bad(ErrorCode::InvalidJson, &None)),
         };
         let kind = envelope.kind.and_then(string);
         let action = match kind.as_deref() {
@@ -152,7 +169,8 @@ impl<'a> ClientMessage<'a> {
             Some("broadcast") => Action::Broadcast,
             _ => return Err(bad(ErrorCode::UnsupportedType, &id)),
         };
-        let payload: Option<Payload<'a>> = envelope.payload.and_then(|raw| parse_object(raw.get()));
+        let payload: Option<Payload<'a>> =
+            envelope.payload.and_then(|raw| parse_object(raw.get()).ok());
         let name = payload
             .as_ref()
             .and_then(|payload| string(payload.room?))
@@ -161,22 +179,6 @@ impl<'a> ClientMessage<'a> {
         let room = Room::parse(&name).map_err(|BadRoom| bad(ErrorCode::InvalidRoomFormat, &id))?;
         let body = payload.and_then(|payload| payload.body).map_or("null", RawValue::get);
         Ok(Self { action, room, body, id })
-    }
-}
-
-/// A struct also deserialises from an array; only an object is meant.
-fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
-    let is_object = text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{');
-    is_object.then(|| serde_json::from_str(text).ok()).flatten()
-}
-
-fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    let quoted = raw.get().strip_prefix('"')?.strip_suffix('"')?;
-    if quoted.contains('\\') {
-        serde_json::from_str(raw.get()).ok().map(Cow::Owned)
-    } else {
-        // Without an escape the text is what stands between the quotes.
-        Some(Cow::Borrowed(quoted))
     }
 }
 
@@ -200,8 +202,8 @@ impl Reply {
         }
     }
 
-    /// The frame that answers: JSON with an id, the plain text that old clients know without; a
-    /// broadcast without an id is not answered.
+    /// The frame that answers a message: JSON where the message had an id, else the plain text that old
+    /// clients know. A broadcast without an id is not answered.
     pub fn frame(self, room: &Room, id: Option<&MessageId>) -> Option<Bytes> {
         let kind = self.as_str();
         match (self, id) {
@@ -229,14 +231,14 @@ pub fn error_frame(code: ErrorCode, id: Option<&MessageId>) -> Bytes {
 
 /// The frame of a client's broadcast; the body's bytes are passed on as they came.
 pub fn broadcast_frame(from: &str, room: &Room, at: OffsetDateTime, body: &str) -> Bytes {
-    let ts = timestamp(at);
+    let ts = Timestamp::new(at);
     let parts = [
         br#"{"from":""#,
         from.as_bytes(),
         br#"","room":""#,
         room.as_str().as_bytes(),
         br#"","ts":""#,
-        &ts,
+        ts.as_bytes(),
         br#"","body":"#,
         body.as_bytes(),
         b"}",
@@ -244,19 +246,9 @@ pub fn broadcast_frame(from: &str, room: &Room, at: OffsetDateTime, body: &str) 
     frame(OPCODE_TEXT, &parts)
 }
 
-/// `2026-01-02T03:04:05.678Z`: RFC 3339 in UTC, milliseconds, as JavaScript's `toISOString`.
-fn timestamp(at: OffsetDateTime) -> [u8; 24] {
-    let format =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    let mut text = *b"1970-01-01T00:00:00.000Z";
-    // It has 24 bytes until the year 9999.
-    let _ = at.format_into(&mut text.as_mut_slice(), &format);
-    text
-}
-
 /// The frame of a notification; `data` is JSON and is passed on as it came.
 pub fn notification_frame(event: &str, data: &str, to: &str) -> Bytes {
-    let (event, to) = (json_string(event), json_string(to));
+    let (event, to) = (quoted(event), quoted(to));
     let parts = [
         br#"{"event":"#,
         event.as_bytes(),
@@ -267,11 +259,6 @@ pub fn notification_frame(event: &str, data: &str, to: &str) -> Bytes {
         b"}",
     ];
     frame(OPCODE_TEXT, &parts)
-}
-
-fn json_string(text: &str) -> String {
-    // A &str always serialises.
-    serde_json::to_string(text).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,15 +1,20 @@
-//! Names of rooms, and what they say about who may join.
+//! Names of rooms, and the kinds of rooms that they stand for.
 
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
+
 use crate::config::MAX_ROOM_BYTES;
+
+/// Name of the room that every admin is in.
+const ADMINS: &str = "admins";
 
 /// A room name that has the right format; cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Room(Arc<str>);
 
-/// What the name of a room says about who may join it (DESIGN section 4).
+/// What the name of a room says about who may join it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoomKind<'a> {
     /// `order-{id}`.
@@ -34,17 +39,13 @@ impl Room {
     pub fn parse(name: &str) -> Result<Self, BadRoom> {
         let in_alphabet =
             |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':');
-        let whole = !matches!(name, "order-" | "seller-" | "client-" | "user-");
-        if (1..=MAX_ROOM_BYTES).contains(&name.len()) && name.bytes().all(in_alphabet) && whole {
-            Ok(Self(name.into()))
-        } else {
-            Err(BadRoom)
-        }
+        let fits = (1..=MAX_ROOM_BYTES).contains(&name.len()) && name.bytes().all(in_alphabet);
+        if fits && !RoomKind::of(name).lacks_id() { Ok(Self(name.into())) } else { Err(BadRoom) }
     }
 
     /// The room that every admin is in.
     pub fn admins() -> Self {
-        Self("admins".into())
+        Self(ADMINS.into())
     }
 
     /// The name.
@@ -54,21 +55,37 @@ impl Room {
 
     /// What the name says about who may join.
     pub fn kind(&self) -> RoomKind<'_> {
-        let name = self.as_str();
+        RoomKind::of(self.as_str())
+    }
+}
+
+impl<'a> RoomKind<'a> {
+    /// The only place that knows the prefixes.
+    fn of(name: &'a str) -> Self {
         match name.split_once('-') {
-            Some(("order", id)) => RoomKind::Order(id),
-            Some(("seller", id)) => RoomKind::Seller(id),
-            Some(("client", id)) => RoomKind::Client(id),
-            Some(("user", id)) => RoomKind::User(id),
-            _ if name == "admins" => RoomKind::Admins,
-            _ => RoomKind::Other,
+            Some(("order", id)) => Self::Order(id),
+            Some(("seller", id)) => Self::Seller(id),
+            Some(("client", id)) => Self::Client(id),
+            Some(("user", id)) => Self::User(id),
+            _ if name == ADMINS => Self::Admins,
+            _ => Self::Other,
         }
+    }
+
+    fn lacks_id(self) -> bool {
+        matches!(self, Self::Order("") | Self::Seller("") | Self::Client("") | Self::User(""))
     }
 }
 
 impl fmt::Display for Room {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Serialize for Room {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::hub::{ListQuery, ListedConnection, Listing};
-use crate::protocol::Room;
+use crate::protocol::{Id, Room};
 
 /// Connections on a page.
 const PAGE_SIZE: usize = 100;
@@ -14,7 +14,7 @@ const PAGE_SIZE: usize = 100;
 #[derive(Debug)]
 pub(super) struct Page {
     room: Option<Room>,
-    user: Option<String>,
+    user: Option<Id>,
     /// From 1.
     number: usize,
 }
@@ -45,7 +45,10 @@ pub(super) fn parse(query: &str) -> Result<Option<Page>, String> {
                     Room::parse(&value).map_err(|_| format!("room {value:?} is no room name"))?;
                 page.room = Some(room);
             }
-            "user" => page.user = Some(value.into_owned()),
+            "user" => {
+                let id = Id::parse(&value).map_err(|_| format!("user {value:?} is no user id"))?;
+                page.user = Some(id);
+            }
             "page" => {
                 let number = value.parse().ok().filter(|number| *number > 0);
                 page.number =
@@ -77,7 +80,9 @@ struct Row<'a> {
     id: String,
     user: &'a str,
     role: &'a str,
-    rooms: &'a [String],
+    rooms: &'a [Room],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rooms_total: Option<usize>,
     since: String,
     sent: u64,
     received: u64,
@@ -90,9 +95,11 @@ impl<'a> Row<'a> {
         let since = since.replace_nanosecond(0).unwrap_or(since);
         Self {
             id: format!("{instance}-{}", connection.number),
-            user: &connection.identity.user_id,
-            role: &connection.identity.role,
+            user: connection.identity.user_id.as_str(),
+            role: connection.identity.role.as_str(),
             rooms: &connection.rooms,
+            rooms_total: Some(connection.rooms_total)
+                .filter(|total| *total > connection.rooms.len()),
             since: since.format(&Rfc3339).unwrap_or_default(),
             sent: connection.sent,
             received: connection.received,
@@ -110,10 +117,11 @@ mod tests {
     fn a_query_asks_for_a_page_or_for_nothing() {
         assert!(parse("").unwrap().is_none());
         assert!(parse("_=1").unwrap().is_none());
-        let page = parse("room=order-1&user=a%20b&page=3").unwrap().unwrap().query();
+        let page = parse("room=order-1&user=a%2Bb&page=3").unwrap().unwrap().query();
         assert_eq!(page.room, Some(Room::parse("order-1").unwrap()));
-        assert_eq!((page.user.as_deref(), page.offset), (Some("a b"), 200));
+        assert_eq!((page.user, page.offset), (Id::parse("a+b").ok(), 200));
         assert_eq!(parse("page=0").unwrap_err(), "page is \"0\", expected a number from 1");
+        assert_eq!(parse("user=a%20b").unwrap_err(), "user \"a b\" is no user id");
         assert_eq!(parse("room=a%0Ab").unwrap_err(), "room \"a\\nb\" is no room name");
         let far = parse(&format!("page={}", usize::MAX)).unwrap().unwrap().query();
         assert_eq!(far.offset, usize::MAX);

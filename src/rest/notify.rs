@@ -1,16 +1,16 @@
 //! The body of `POST /api/notify` (docs/PROTOCOL.md, "Publishing over HTTP").
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::config::{MAX_BATCH, MAX_ID_BYTES};
+use crate::config::MAX_BATCH;
 use crate::hub::{Delivery, Target};
 use crate::notification::{NotifyError, notification};
-use crate::protocol::Room;
+use crate::protocol::json::{parse_object, string};
+use crate::protocol::{Id, Room};
 
 /// What a body asks for: one notification or a batch, which is answered with a list.
 #[derive(Debug)]
@@ -132,12 +132,8 @@ impl Place {
 }
 
 fn parse_one(text: &str, place: Place) -> Result<Delivery, BadRequest> {
-    // A struct also deserialises from an array; only an object is meant.
-    if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
-        return Err(place.whole("invalid_json", "expected a JSON object"));
-    }
     let members: Members<'_> =
-        serde_json::from_str(text).map_err(|error| place.whole("invalid_json", error))?;
+        parse_object(text).map_err(|error| place.whole("invalid_json", error))?;
     let event = members
         .event
         .and_then(string)
@@ -147,7 +143,8 @@ fn parse_one(text: &str, place: Place) -> Result<Delivery, BadRequest> {
     notification(target, &event, data).map_err(|error| match error {
         NotifyError::BadEvent => place.member("event", error),
         NotifyError::TooLarge(_) => place.whole("notification_too_large", error),
-        NotifyError::BadData(_) | NotifyError::HubGone => place.member("data", error),
+        NotifyError::BadUser(_) => place.member("user_id", error),
+        NotifyError::BadData(_) | NotifyError::HubGone(_) => place.member("data", error),
     })
 }
 
@@ -159,11 +156,9 @@ impl Members<'_> {
             Some(_) => return Err(place.member("broadcast", "expected true")),
         };
         match (self.user_id, self.room, everyone) {
-            (Some(raw), None, false) => {
-                user_id(raw).map(|id| Target::User(Arc::from(id))).ok_or_else(|| {
-                    place.member("user_id", "expected 1 to 128 visible characters or an integer")
-                })
-            }
+            (Some(raw), None, false) => Id::from_json(raw)
+                .map(Target::User)
+                .map_err(|error| place.member("user_id", format!("{error} or an integer"))),
             (None, Some(raw), false) => string(raw)
                 .and_then(|name| Room::parse(&name).ok())
                 .map(Target::Room)
@@ -180,21 +175,6 @@ impl Members<'_> {
             )),
         }
     }
-}
-
-fn string(raw: &RawValue) -> Option<String> {
-    serde_json::from_str(raw.get()).ok()
-}
-
-/// An id as tokens have it: a string, or an integer, which counts as its decimal digits.
-fn user_id(raw: &RawValue) -> Option<String> {
-    if let Some(id) = string(raw) {
-        let visible = id.bytes().all(|b| b.is_ascii_graphic());
-        return (visible && (1..=MAX_ID_BYTES).contains(&id.len())).then_some(id);
-    }
-    let digits = raw.get();
-    let is_integer = digits.parse::<i64>().is_ok() || digits.parse::<u64>().is_ok();
-    (is_integer && digits != "-0").then(|| digits.to_owned())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::{Handlers, console};
 use crate::auth::{Identity, TokenError, Verifier, bearer};
 use crate::config::Config;
 use crate::http::{Head, Response, cors};
-use crate::metrics::Counters;
+use crate::metrics::{Counters, NotifyResult};
 
 /// Path of the notifications.
 const NOTIFY_PATH: &str = "/api/notify";
@@ -131,8 +131,7 @@ impl RequestGuard {
         } else {
             Some(self.authorize(head, number, peer).inspect_err(|refusal| {
                 if route.path == NOTIFY_PATH {
-                    let unauthorized = refusal.status() == 401;
-                    let result = if unauthorized { "unauthorized" } else { "forbidden" };
+                    let result = NotifyResult::of_status(refusal.status());
                     self.counters.notify_requests.count(result);
                 }
             })?)
@@ -150,12 +149,11 @@ impl RequestGuard {
             .and_then(|token| self.verifier.verify(token))
             .map_err(|error| {
                 log::info!(conn = number, peer:%, reason:% = error; "token refused");
-                Response::error(401, "unauthorized", error.client_text())
-                    .with_header("WWW-Authenticate", "Bearer")
+                Response::unauthorized(error.code(), error.client_text())
             })?;
-        if !matches!(identity.role.as_str(), "admin" | "service") {
+        if !identity.role.may_call_api() {
             log::info!(
-                conn = number, peer:%, user = identity.user_id.as_str(), role = identity.role.as_str();
+                conn = number, peer:%, user = identity.user_id, role = identity.role;
                 "role refused"
             );
             return Err(Response::error(403, "forbidden", "role is not admin or service"));

@@ -101,25 +101,16 @@ impl fmt::Display for Capacity {
 }
 
 /// The system leaves room for too few connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "only {max_connections} connections fit, expected at least {FEWEST_CONNECTIONS}: {decided_by}"
+)]
 pub struct TooFew {
     /// How many fit.
     pub max_connections: usize,
     /// The limit that decided.
     pub decided_by: Decider,
 }
-
-impl fmt::Display for TooFew {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "only {} connections fit, expected at least {FEWEST_CONNECTIONS}: {}",
-            self.max_connections, self.decided_by
-        )
-    }
-}
-
-impl std::error::Error for TooFew {}
 
 impl Capacity {
     /// Lowers what is wanted to what fits: threads for connections, reserve and writers, in the wanted

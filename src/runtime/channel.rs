@@ -3,17 +3,27 @@
 //! crossbeam's own `recv` yields the processor several times before it parks. On a loaded machine Linux
 //! (EEVDF, since 6.6) puts a thread that yields behind a whole slice of every other, so a hub that had
 //! gone to sleep came back milliseconds late, and paid for the calls. Parking at once costs one wake.
+//!
+//! `tests/channel_model.rs` checks this file with loom: it takes what threads share from `super::sync`.
 
-use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, Thread};
+use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{RecvTimeoutError, SendError, TryRecvError, TrySendError};
+use crossbeam_channel::{RecvError, RecvTimeoutError, SendError, TryRecvError, TrySendError};
+
+use super::sync::{self, AtomicBool, OnceLock, Ordering, Thread, fence, thread};
 
 /// A channel that holds `capacity` messages.
 pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
-    let (sender, messages) = crossbeam_channel::bounded(capacity);
+    over(sync::bounded(capacity))
+}
+
+/// A channel without a bound, for what is bounded otherwise.
+pub fn unbounded<T>() -> (Sender<T>, Receiver<T>) {
+    over(sync::unbounded())
+}
+
+fn over<T>((sender, messages): (sync::Sender<T>, sync::Receiver<T>)) -> (Sender<T>, Receiver<T>) {
     let sleeper = Arc::new(Sleeper::default());
     (
         Sender { messages: sender, waker: Waker(Arc::clone(&sleeper)) },
@@ -23,14 +33,14 @@ pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
 
 /// The sending half; clones share the channel.
 pub struct Sender<T> {
-    messages: crossbeam_channel::Sender<T>,
+    messages: sync::Sender<T>,
     /// Dropped after the sender, so that a receiver that it wakes sees the end of the channel.
     waker: Waker,
 }
 
 /// The receiving half. It stays on the thread that first waits with it.
 pub struct Receiver<T> {
-    messages: crossbeam_channel::Receiver<T>,
+    messages: sync::Receiver<T>,
     sleeper: Arc<Sleeper>,
 }
 
@@ -106,8 +116,8 @@ impl<T> Receiver<T> {
     ///
     /// # Errors
     /// When all senders are gone and nothing is left.
-    pub fn recv(&self) -> Result<T, crossbeam_channel::RecvError> {
-        self.wait(None).map_err(|_| crossbeam_channel::RecvError)
+    pub fn recv(&self) -> Result<T, RecvError> {
+        self.wait(None).map_err(|_| RecvError)
     }
 
     /// Waits for a message until `deadline`.
@@ -161,59 +171,5 @@ impl<T> Receiver<T> {
         };
         asleep.store(false, Ordering::Relaxed);
         message
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn no_message_and_no_wake_is_lost() {
-        let (ping, pings) = bounded(8);
-        let (pong, pongs) = bounded(8);
-        let echo = thread::spawn(move || {
-            while let Ok(number) = pings.recv() {
-                pong.send(number).unwrap();
-            }
-        });
-        let far = Instant::now() + Duration::from_secs(60);
-        for number in 0..50_000_u32 {
-            ping.send(number).unwrap();
-            assert_eq!(pongs.recv_deadline(far), Ok(number));
-        }
-        drop(ping);
-        echo.join().unwrap();
-        assert_eq!(pongs.recv_deadline(far), Err(RecvTimeoutError::Disconnected));
-    }
-
-    #[test]
-    fn many_senders_wake_one_receiver() {
-        let (sender, receiver) = bounded(4);
-        let senders: Vec<_> = (0..8)
-            .map(|_| {
-                let sender = sender.clone();
-                thread::spawn(move || (0..5_000).for_each(|_| sender.send(1_u64).unwrap()))
-            })
-            .collect();
-        drop(sender);
-        let mut sum = 0;
-        while let Ok(one) = receiver.recv() {
-            sum += one;
-        }
-        assert_eq!(sum, 40_000);
-        senders.into_iter().for_each(|sender| sender.join().unwrap());
-    }
-
-    #[test]
-    fn a_deadline_ends_the_wait() {
-        let (sender, receiver) = bounded::<()>(1);
-        let soon = Instant::now() + Duration::from_millis(5);
-        assert_eq!(receiver.recv_deadline(soon), Err(RecvTimeoutError::Timeout));
-        sender.try_send(()).unwrap();
-        assert!(sender.try_send(()).is_err());
-        assert_eq!(receiver.recv(), Ok(()));
     }
 }

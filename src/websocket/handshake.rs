@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use log::info;
 use tungstenite::handshake::derive_accept_key;
 
@@ -18,10 +17,10 @@ use crate::gate::Upgrade;
 use crate::http::head::Version;
 use crate::http::response::refuse;
 use crate::http::{Head, Response};
-use crate::hub::socket::TcpSocket;
-use crate::hub::{ConnectionKey, Event, HubHandle, Refusal};
-use crate::metrics::Counters;
-use crate::websocket::reader::{Reader, ReaderLimits};
+use crate::hub::socket::{Socket, TcpSocket};
+use crate::hub::{Event, HubHandle, Publisher, Refusal};
+use crate::metrics::{Counters, RefusalReason};
+use crate::websocket::reader::Reader;
 
 /// The subprotocol under which a browser passes its token, which can set no header.
 const TOKEN_SUBPROTOCOL: &str = "bearer";
@@ -38,8 +37,8 @@ pub struct Handshake {
     pub allowed_origins: AllowedOrigins,
     /// Counts refusals.
     pub counters: Counters,
-    /// For the readers.
-    pub limits: ReaderLimits,
+    /// `MAX_MESSAGE_SIZE`, for the readers.
+    pub max_message_bytes: usize,
     /// For a refusal to be written.
     pub write_timeout: Duration,
     /// Tells connections of different instances apart: the first part of their ids.
@@ -51,7 +50,7 @@ impl Handshake {
     pub fn serve(&self, upgrade: Upgrade) {
         // The head and all that it took to judge it are gone before the long wait begins.
         if let Some((reader, early)) = self.admit(upgrade) {
-            reader.run(early, self.limits);
+            reader.run(early, self.max_message_bytes);
         }
     }
 
@@ -69,10 +68,11 @@ impl Handshake {
 
     fn judge(&self, head: &Head, number: u64, peer: SocketAddr) -> Result<Admission, Response> {
         let refused = &self.counters.refused;
-        let accept = check_request(head).inspect_err(|_| refused.count("bad_request"))?;
+        let accept =
+            check_request(head).inspect_err(|_| refused.count(RefusalReason::BadRequest))?;
         let origin = head.header("origin");
         if !self.allowed_origins.allows(origin) {
-            refused.count("origin_not_allowed");
+            refused.count(RefusalReason::OriginNotAllowed);
             info!(conn = number, peer:%, origin; "origin refused");
             return Err(Response::error(403, "origin_not_allowed", "this origin may not connect"));
         }
@@ -80,59 +80,55 @@ impl Handshake {
             .ok_or(TokenError::Missing)
             .and_then(|token| self.verifier.verify(&token))
             .map_err(|error| {
-                refused.count(error.code());
+                refused.count(error.into());
                 info!(conn = number, peer:%, reason:% = error; "token refused");
-                Response::error(401, error.code(), error.client_text())
-                    .with_header("WWW-Authenticate", "Bearer")
+                Response::unauthorized(error.code(), error.client_text())
             })?;
         let identity = Arc::new(identity);
-        let reservation = self.reserve(&identity, number)?;
+        let publisher = self.reserve(&identity, number)?;
         let subprotocol = offers(head, TOKEN_SUBPROTOCOL);
-        Ok(Admission { accept, subprotocol, identity, reservation, number, peer })
+        Ok(Admission { accept, subprotocol, identity, publisher, number, peer })
     }
 
-    fn reserve(&self, identity: &Arc<Identity>, number: u64) -> Result<Reservation, Response> {
-        let key = self
+    fn reserve(&self, identity: &Arc<Identity>, number: u64) -> Result<Publisher, Response> {
+        let publisher = self
             .hub
             .ask(|reply| Event::Reserve { identity: Arc::clone(identity), number, reply })
             .unwrap_or(Err(Refusal::ShuttingDown))
             .map_err(|refusal| match refusal {
                 Refusal::UserCap => {
-                    self.counters.refused.count("too_many_connections");
+                    self.counters.refused.count(RefusalReason::TooManyConnections);
                     info!(conn = number, user = identity.user_id; "too many connections");
                     let message = "this user has too many connections";
                     Response::error(429, "too_many_connections", message)
                         .with_header("Retry-After", "1")
                 }
                 Refusal::ShuttingDown => {
-                    self.counters.refused.count("shutting_down");
+                    self.counters.refused.count(RefusalReason::ShuttingDown);
                     Response::unavailable("the service is shutting down")
                 }
             })?;
-        Ok(Reservation { key, hub: self.hub.clone(), is_registered: false })
+        Ok(publisher)
     }
 
     /// Makes the connection live; the hub writes the 101.
     fn switch(&self, stream: TcpStream, admission: Admission) -> Option<Reader> {
-        let Admission { accept, subprotocol, identity, reservation, number, peer } = admission;
+        let Admission { accept, subprotocol, identity, publisher, number, peer } = admission;
         let subprotocol = if subprotocol { "Sec-WebSocket-Protocol: bearer\r\n" } else { "" };
         let response = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {accept}\r\n{subprotocol}\r\n"
         );
-        // The hub keeps the clocks: readers and writers wait as long as it lets them.
-        stream.set_read_timeout(None).ok()?;
-        stream.set_write_timeout(None).ok()?;
-        let socket = Arc::new(TcpSocket::new(stream));
+        let socket = Arc::new(TcpSocket::new(stream).ok()?);
         info!(conn = number, user = identity.user_id, role = identity.role, peer:%; "connected");
-        let key = reservation.register(&socket, response.into())?;
+        let shared: Arc<dyn Socket> = Arc::<TcpSocket>::clone(&socket);
+        publisher.register(shared, response.into()).ok()?;
         Some(Reader {
-            key,
+            publisher,
             number,
             id: format!("{}-{number}", self.instance),
             identity,
             socket,
-            hub: self.hub.clone(),
             authorizer: Arc::clone(&self.authorizer),
         })
     }
@@ -143,34 +139,9 @@ struct Admission {
     accept: String,
     subprotocol: bool,
     identity: Arc<Identity>,
-    reservation: Reservation,
+    publisher: Publisher,
     number: u64,
     peer: SocketAddr,
-}
-
-/// A reserved place in the hub; released when the connection does not come about.
-struct Reservation {
-    key: ConnectionKey,
-    hub: HubHandle,
-    is_registered: bool,
-}
-
-impl Reservation {
-    fn register(mut self, socket: &Arc<TcpSocket>, response: Bytes) -> Option<ConnectionKey> {
-        let socket = Arc::<TcpSocket>::clone(socket);
-        self.hub.send(Event::Register { key: self.key, socket, response }).ok()?;
-        self.is_registered = true;
-        Some(self.key)
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if !self.is_registered {
-            // A hub that has ended has no places to free.
-            let _ = self.hub.send(Event::Release(self.key));
-        }
-    }
 }
 
 /// Checks that the request is a WebSocket handshake; returns the key that the answer accepts it with.

@@ -8,7 +8,6 @@ mod rate;
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::time::Instant;
 
 use log::info;
 use time::OffsetDateTime;
@@ -17,14 +16,13 @@ use tungstenite::{Error, Message, WebSocket, error::ProtocolError};
 
 use crate::auth::Identity;
 use crate::auth::{Authorizer, Verdict};
-use crate::config::RateLimit;
 use crate::hub::socket::{Socket, TcpSocket};
-use crate::hub::{Broadcast, ConnectionKey, Event, HubGone, HubHandle};
+use crate::hub::{Broadcast, HubGone, Publisher, Said};
 use crate::protocol::close::Close;
-use crate::protocol::{Action, ClientMessage, ErrorCode, MessageId, broadcast_frame};
-use crate::runtime::clock::Moment;
+use crate::protocol::{Action, ClientMessage, ErrorCode, MessageId, Room, broadcast_frame};
+use crate::runtime::clock::uptime;
 use intake::Intake;
-use rate::{Rate, RateDecision};
+use rate::{ClientRate, ControlRate, RateDecision};
 
 /// tungstenite's read buffer, in bytes. What is free of it is zeroed before each read, so that a larger one
 /// makes every small message dearer. A message over half of it grows it to about twice the message, and a
@@ -33,29 +31,18 @@ const READ_BUFFER_BYTES: usize = 1024;
 
 /// What a reader needs to do its work.
 pub struct Reader {
-    /// Place in the hub.
-    pub key: ConnectionKey,
+    /// The connection's way to the hub; its drop says that nothing more will come.
+    pub publisher: Publisher,
     /// Number of the connection, for logs.
     pub number: u64,
     /// Id of the connection, the `from` of its broadcasts.
     pub id: String,
     /// Who it belongs to.
     pub identity: Arc<Identity>,
-    /// The socket, shared with hub and writer.
+    /// The socket, shared with hub and writers.
     pub socket: Arc<TcpSocket>,
-    /// Where events go.
-    pub hub: HubHandle,
     /// Who may join what.
     pub authorizer: Arc<Authorizer>,
-}
-
-/// Limits of one client's messages.
-#[derive(Debug, Clone, Copy)]
-pub struct ReaderLimits {
-    /// `MAX_MESSAGE_SIZE`.
-    pub message_bytes: usize,
-    /// `RATE_LIMIT`, `RATE_BURST`.
-    pub rate: RateLimit,
 }
 
 /// Why reading stops.
@@ -73,102 +60,113 @@ impl From<HubGone> for ReadEnd {
 }
 
 impl Reader {
-    /// Reads until the stream ends, and tells the hub so. `early` is what came behind the request head.
-    pub fn run(self, early: Vec<u8>, limits: ReaderLimits) {
-        if let ReadEnd::Close(close) = self.read(early, limits)
-            && self.hub.send(Event::Close(self.key, close)).is_ok()
+    /// Reads until the stream ends, and tells the hub so. `early` is what came behind the request head; a
+    /// message has at most `message_bytes`.
+    pub fn run(self, early: Vec<u8>, message_bytes: usize) {
+        if let ReadEnd::Close(close) = self.read(early, message_bytes)
+            && self.publisher.close(close).is_ok()
         {
             self.drain();
         }
-        // Without a hub no one waits for this.
-        let _ = self.hub.send(Event::ReaderEnded(self.key));
     }
 
-    fn read(&self, early: Vec<u8>, limits: ReaderLimits) -> ReadEnd {
+    fn read(&self, early: Vec<u8>, message_bytes: usize) -> ReadEnd {
         let intake = Intake::new(Arc::clone(&self.socket), &early);
-        let mut websocket = websocket(intake, early, limits.message_bytes);
-        let mut rate = Rate::new(limits.rate, Instant::now());
+        let mut websocket = websocket(intake, early, message_bytes);
+        let mut rate = ClientRate::default();
+        let mut control = ControlRate::default();
         loop {
             let handled = match websocket.read() {
-                Ok(Message::Text(text)) => self.message(Some(text.as_str()), &mut rate),
-                Ok(Message::Binary(_)) => self.message(None, &mut rate),
+                Ok(Message::Text(text)) => self.message(Ok(text.as_str()), &mut rate),
+                Ok(Message::Binary(bytes)) => self.message(Err(bytes.len()), &mut rate),
+                Ok(Message::Ping(_) | Message::Pong(_)) if !control.take(uptime()) => {
+                    Err(ReadEnd::Close(Close::RateLimited))
+                }
                 Ok(Message::Ping(payload)) => {
                     // The payload is a slice of the read buffer, which it would keep alive.
                     let payload = bytes::Bytes::copy_from_slice(&payload);
-                    self.hub.send(Event::Ping(self.key, payload)).map_err(ReadEnd::from)
+                    self.say(payload.len(), Said::Ping(payload))
                 }
                 Ok(Message::Pong(_) | Message::Frame(_)) => Ok(()),
                 Ok(Message::Close(frame)) => Err(echo_of(frame.as_ref())),
-                Err(error) => Err(stop_of(&error)),
+                Err(error) => Err(end_of(&error)),
             };
-            if let Err(stop) = handled {
-                return stop;
+            if let Err(end) = handled {
+                return end;
             }
         }
     }
 
-    /// One data message; `None` is a binary one.
-    fn message(&self, text: Option<&str>, rate: &mut Rate) -> Result<(), ReadEnd> {
-        match rate.take(Instant::now()) {
+    /// One data message; of a binary one the length is enough.
+    fn message(&self, text: Result<&str, usize>, rate: &mut ClientRate) -> Result<(), ReadEnd> {
+        let bytes = text.map_or_else(|length| length, str::len);
+        match rate.take(self.publisher.rates(), uptime(), bytes) {
             RateDecision::Pass => {}
-            RateDecision::Tell => return self.refuse(ErrorCode::RateLimited, None),
-            RateDecision::Drop => return Ok(()),
+            RateDecision::Refuse { tell } => {
+                // Who asked with an id waits for the answer.
+                let id = text.ok().and_then(MessageId::of);
+                let answers = tell || id.is_some();
+                return if answers { self.refuse(ErrorCode::RateLimited, id) } else { Ok(()) };
+            }
             RateDecision::Close => return Err(ReadEnd::Close(Close::RateLimited)),
         }
-        let Some(text) = text else {
+        let Ok(text) = text else {
             return self.refuse(ErrorCode::InvalidJson, None);
         };
         match ClientMessage::parse(text) {
-            Ok(message) => self.act(message),
+            Ok(message) => self.act(message, bytes),
             Err(bad) => self.refuse(bad.code, bad.id),
         }
     }
 
-    fn act(&self, message: ClientMessage<'_>) -> Result<(), ReadEnd> {
-        let permission = match message.action {
-            Action::Leave => Verdict::Allowed,
-            Action::Join => self.may_join(&message),
-            Action::Broadcast => self.may_broadcast(&message)?,
-        };
+    fn act(&self, message: ClientMessage<'_>, bytes: usize) -> Result<(), ReadEnd> {
         let ClientMessage { action, room, body, id } = message;
-        let event = match (action, permission) {
-            (_, Verdict::Failed) => return self.refuse(ErrorCode::ServerError, id),
-            (Action::Join, Verdict::Denied) => {
-                info!(conn = self.number, user = self.identity.user_id, room:% = room; "room refused");
-                return self.refuse(ErrorCode::NotAuthorized, id);
-            }
-            (Action::Join, Verdict::Allowed) => Event::Join(self.key, room, id),
-            (Action::Leave, _) => Event::Leave(self.key, room, id),
-            (Action::Broadcast, permission) => {
-                let frame = broadcast_frame(&self.id, &room, OffsetDateTime::now_utc(), body);
-                let permitted = permission == Verdict::Allowed;
-                Event::Broadcast(self.key, Broadcast { room, frame, permitted, id })
-            }
+        let said = match action {
+            Action::Leave => Said::Leave(room, id),
+            Action::Join => match self.may_join(&room) {
+                Verdict::Allowed => Said::Join(room, id),
+                Verdict::Denied => {
+                    let user = &self.identity.user_id;
+                    info!(conn = self.number, user, room:% = room; "room refused");
+                    Said::Refuse(ErrorCode::NotAuthorized, id)
+                }
+                Verdict::Failed => Said::Refuse(ErrorCode::ServerError, id),
+            },
+            Action::Broadcast => match self.may_broadcast(&room)? {
+                Verdict::Failed => Said::Refuse(ErrorCode::ServerError, id),
+                verdict => {
+                    let frame = broadcast_frame(&self.id, &room, OffsetDateTime::now_utc(), body);
+                    let permitted = verdict == Verdict::Allowed;
+                    Said::Broadcast(Broadcast { room, frame, permitted, id })
+                }
+            },
         };
-        Ok(self.hub.send(event)?)
+        self.say(bytes, said)
     }
 
     /// A member may broadcast without asking the backend again; the hub knows who is one.
-    fn may_broadcast(&self, message: &ClientMessage<'_>) -> Result<Verdict, ReadEnd> {
-        let is_member = !self.authorizer.is_local()
-            && self.hub.ask(|reply| Event::IsMember(self.key, message.room.clone(), reply))?;
-        Ok(if is_member { Verdict::Allowed } else { self.may_join(message) })
+    fn may_broadcast(&self, room: &Room) -> Result<Verdict, ReadEnd> {
+        if !self.authorizer.is_local() && self.publisher.is_member(room)? {
+            return Ok(Verdict::Allowed);
+        }
+        Ok(self.may_join(room))
     }
 
-    /// While the backend is asked nothing is read, so the heartbeat rests.
-    fn may_join(&self, message: &ClientMessage<'_>) -> Verdict {
-        if self.authorizer.is_local() {
-            return self.authorizer.may_join(&self.identity, &message.room);
-        }
-        let last_byte = &self.socket.activity().last_byte;
-        last_byte.set(Moment::NEVER);
-        let verdict = self.authorizer.may_join(&self.identity, &message.room);
-        last_byte.set(Moment::now());
+    /// While the backend is asked nothing is read, so the peer's clocks rest.
+    fn may_join(&self, room: &Room) -> Verdict {
+        let give_up = || self.socket.is_aborted();
+        let clocks = (!self.authorizer.is_local()).then(|| self.socket.activity().rest());
+        let verdict = self.authorizer.may_join(&self.identity, room, give_up);
+        drop(clocks);
         verdict
     }
 
     fn refuse(&self, code: ErrorCode, id: Option<MessageId>) -> Result<(), ReadEnd> {
-        Ok(self.hub.send(Event::Refuse(self.key, code, id))?)
+        self.say(0, Said::Refuse(code, id))
+    }
+
+    fn say(&self, bytes: usize, said: Said) -> Result<(), ReadEnd> {
+        Ok(self.publisher.say(said, bytes)?)
     }
 
     /// Reads on without looking until the peer, or the hub at its deadline, ends the stream: closing
@@ -178,6 +176,7 @@ impl Reader {
         loop {
             match self.socket.stream().read(&mut scrap) {
                 Ok(0) => return,
+                Ok(_) if self.socket.is_aborted() => return,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return,
@@ -197,9 +196,10 @@ fn websocket<S: Read + Write>(stream: S, early: Vec<u8>, message_bytes: usize) -
     WebSocket::from_partially_read(stream, early, Role::Server, Some(config))
 }
 
-/// The frame path without a socket, for tests and fuzzing: reads the frames of a client to the end of
+/// The frame path without a socket, for the fuzz targets: reads the frames of a client to the end of
 /// the stream or of the connection, hands each data message to `on_message` (`None` is a binary one),
 /// and returns the Close that is due, if one is.
+#[cfg(fuzzing)]
 pub fn follow(
     stream: impl Read,
     message_bytes: usize,
@@ -207,16 +207,16 @@ pub fn follow(
 ) -> Option<Close> {
     let stream = intake::Followed::new(stream);
     let mut websocket = websocket(stream, Vec::new(), message_bytes);
-    let stop = loop {
+    let end = loop {
         match websocket.read() {
             Ok(Message::Text(text)) => on_message(Some(text.as_str())),
             Ok(Message::Binary(_)) => on_message(None),
             Ok(Message::Close(frame)) => break echo_of(frame.as_ref()),
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-            Err(error) => break stop_of(&error),
+            Err(error) => break end_of(&error),
         }
     };
-    match stop {
+    match end {
         ReadEnd::Close(close) => Some(close),
         ReadEnd::Gone => None,
     }
@@ -227,7 +227,7 @@ fn echo_of(frame: Option<&CloseFrame>) -> ReadEnd {
 }
 
 /// tungstenite sends no Close frame on errors: what the hub is to send.
-fn stop_of(error: &Error) -> ReadEnd {
+fn end_of(error: &Error) -> ReadEnd {
     match error {
         Error::Capacity(_) => ReadEnd::Close(Close::TooLarge),
         Error::Utf8(_) => ReadEnd::Close(Close::InvalidUtf8),

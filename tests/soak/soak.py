@@ -157,6 +157,7 @@ class Soak:
         self.start_redis()
         environment = {
             "JWT_SECRET": SECRET, "PORT": str(self.port), "BIND_ADDR": "127.0.0.1", "RATE_LIMIT": "0",
+            "RATE_BYTES": "0",
             "REDIS_ADDR": f"127.0.0.1:{self.redis_port}", "WRITE_TIMEOUT": "5s", "LOG_LEVEL": "info",
         }
         self.service = subprocess.Popen([self.options.binary], env=environment, stdout=self.log, cwd="/tmp")

@@ -12,7 +12,7 @@ use super::call::{CallError, Caller};
 use super::{Backend, Question, Settings};
 use crate::auth::{Authorizer, Identity, Judge, Verdict};
 use crate::config::BACKEND_CALLS;
-use crate::protocol::Room;
+use crate::protocol::{Id, Room};
 use crate::runtime::threads::Threads;
 
 /// Long enough for a busy machine; no test waits for it when all is well.
@@ -137,7 +137,7 @@ fn timeout(timeout: Duration) -> Settings {
 
 fn identity(user_id: &str) -> Identity {
     Identity {
-        user_id: user_id.into(),
+        user_id: Id::parse(user_id).unwrap(),
         role: "client".into(),
         seller_id: None,
         client_id: None,
@@ -146,7 +146,7 @@ fn identity(user_id: &str) -> Identity {
 }
 
 fn may_join(authorizer: &Authorizer, user_id: &str, room: &str) -> Verdict {
-    authorizer.may_join(&identity(user_id), &Room::parse(room).unwrap())
+    authorizer.may_join(&identity(user_id), &Room::parse(room).unwrap(), || false)
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn only_a_200_that_allows_lets_in() {
         );
     }
     let stats = authorizer.stats().unwrap();
-    let calls = [Verdict::Allowed, Verdict::Denied, Verdict::Failed].map(|v| stats.calls(v));
+    let calls = [Verdict::Allowed, Verdict::Denied, Verdict::Failed].map(|v| stats.calls().get(v));
     assert_eq!(calls, [2, 11, 13]);
 }
 
@@ -423,7 +423,8 @@ fn a_connection_that_the_backend_closed_is_not_used_again() {
 fn names_are_resolved_and_tls_to_a_plain_port_is_no_answer() {
     let server = HttpServer::answering(r#"{"allowed":true}"#);
     let port = server.addr.port();
-    let question = Question { user_id: "7".into(), room: Room::parse("lobby").unwrap() };
+    let question =
+        Question { user_id: Id::parse("7").unwrap(), room: Room::parse("lobby").unwrap() };
     let call = |base: &str| Caller::new(base).call(&question, Duration::from_secs(10));
     assert!(call(&format!("http://localhost:{port}")).unwrap());
     assert!(call(&format!("http://127.0.0.1:{port}/")).unwrap());

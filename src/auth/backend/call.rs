@@ -1,6 +1,5 @@
-//! One call to the authorization backend: the URL, the request, what the answer means.
+//! One HTTP call to the authorization backend: its URL, and what the answer means.
 
-use std::fmt;
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
@@ -15,42 +14,34 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use super::Question;
 use crate::config::{BACKEND_CALLS, KIB};
 use crate::protocol::RoomKind;
+use crate::protocol::json::parse_object;
 
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: u64 = 64 * KIB as u64;
-/// How long a connection is kept for the next call: shorter than the 5 s after which common servers
-/// close an idle one, so that no call meets the close.
+/// How long an idle connection is kept for the next call. Shorter than the 5 s after which common servers
+/// close it, so that no call is sent on a connection that is being closed.
 const MAX_IDLE: Duration = Duration::from_secs(3);
-/// Addresses of one name that are tried, as many as ureq's list holds.
+/// Most addresses of one host name that are tried; ureq's list holds no more.
 const MAX_ADDRESSES: usize = 16;
 
-/// Everything but RFC 3986's unreserved characters: right in a path and in a query alike.
+/// Encodes all but RFC 3986's unreserved characters, which is right in a path and in a query.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Why a call gave no verdict. `Display` is for the log.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
     /// No answer: refused, cut, out of time, or not HTTP.
+    #[error("no answer: {0}")]
     Http(ureq::Error),
     /// A 200 whose body is not a JSON object with a boolean `allowed`.
+    #[error("the answer is not {{\"allowed\":true}} or {{\"allowed\":false}}")]
     Junk,
     /// The calling thread panicked.
+    #[error("the call panicked")]
     Panic,
 }
 
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Http(error) => write!(f, "no answer: {error}"),
-            Self::Junk => {
-                f.write_str("the answer is not {\"allowed\":true} or {\"allowed\":false}")
-            }
-            Self::Panic => f.write_str("the call panicked"),
-        }
-    }
-}
-
-/// Calls the backend; one for all threads, so that they share its kept connections.
+/// Calls the backend. All threads use the same one, so that they share its idle connections.
 pub(super) struct Caller {
     agent: Agent,
     base: String,
@@ -104,7 +95,7 @@ impl Caller {
 
 fn url(base: &str, question: &Question) -> String {
     let encode = |part| utf8_percent_encode(part, ENCODED);
-    let user = encode(&question.user_id);
+    let user = encode(question.user_id.as_str());
     match question.room.kind() {
         RoomKind::Order(id) => format!("{base}/orders/{}/can_access?user_id={user}", encode(id)),
         RoomKind::Seller(id) => format!("{base}/sellers/{}/can_access?user_id={user}", encode(id)),
@@ -112,17 +103,13 @@ fn url(base: &str, question: &Question) -> String {
     }
 }
 
-/// A struct also deserialises from an array; only an object is meant.
 fn parse_answer(body: &[u8]) -> Option<bool> {
-    let is_object = body.trim_ascii_start().starts_with(b"{");
-    is_object
-        .then(|| serde_json::from_slice(body).ok())
-        .flatten()
-        .map(|answer: AccessResponse| answer.allowed)
+    let answer: AccessResponse = parse_object(std::str::from_utf8(body).ok()?).ok()?;
+    Some(answer.allowed)
 }
 
-/// Resolves names on the calling thread: ureq's own resolver spawns one with a call that panics when
-/// the system has none left.
+/// Resolves host names on the calling thread. ureq's own resolver starts a thread for it, with a call that
+/// panics when the system has no thread left.
 #[derive(Debug)]
 struct ResolveHere;
 

@@ -5,7 +5,7 @@ use super::*;
 const FAR: Duration = Duration::from_secs(60);
 
 fn question(user_id: &str) -> Question {
-    Question { user_id: user_id.into(), room: Room::parse("lobby").unwrap() }
+    Question { user_id: Id::parse(user_id).unwrap(), room: Room::parse("lobby").unwrap() }
 }
 
 /// An actor all of whose threads seem to run, so that jobs stay where the test finds them.
@@ -89,8 +89,8 @@ fn a_job_whose_time_is_over_is_not_called() {
     Worker { jobs: taken, report, call, stats: Arc::clone(&stats) }.run();
     assert!(matches!(outcomes.recv().unwrap().result, Err(None)));
     assert!(matches!(outcomes.recv().unwrap().result, Ok(true)));
-    assert_eq!(stats.calls(Verdict::Allowed), 1);
-    assert_eq!(stats.calls(Verdict::Failed), 0);
+    assert_eq!(stats.calls().get(Verdict::Allowed), 1);
+    assert_eq!(stats.calls().get(Verdict::Failed), 0);
 }
 
 #[test]
@@ -123,16 +123,16 @@ fn the_oldest_answer_makes_room() {
 fn a_panic_costs_neither_the_question_nor_the_thread() {
     let threads = Threads::default();
     let call: Arc<Call> = Arc::new(|question, _| {
-        assert!(&*question.user_id != "bad", "on purpose");
+        assert!(question.user_id != "bad", "on purpose");
         Ok(true)
     });
     let backend = Backend::start(call, Settings::default(), &threads).unwrap();
     let room = Room::parse("lobby").unwrap();
     // More often than there are threads.
     for _ in 0..40 {
-        assert_eq!(backend.ask("bad", &room), Verdict::Failed);
+        assert_eq!(backend.ask(&Id::parse("bad").unwrap(), &room, || false), Verdict::Failed);
     }
-    assert_eq!(backend.ask("good", &room), Verdict::Allowed);
+    assert_eq!(backend.ask(&Id::parse("good").unwrap(), &room, || false), Verdict::Allowed);
     assert!(threads.failures().is_empty());
     // One after the other, they needed one calling thread.
     assert_eq!(threads.count(), 2);

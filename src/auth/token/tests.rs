@@ -36,6 +36,10 @@ fn verify(token: &str) -> Result<Identity, TokenError> {
     verify_with(&jwt(), token)
 }
 
+fn id(text: &str) -> Option<Id> {
+    Some(Id::parse(text).unwrap())
+}
+
 fn claims(claims: &str) -> Result<Identity, TokenError> {
     verify(&token(claims))
 }
@@ -68,8 +72,8 @@ fn other_libraries_tokens_are_accepted_at_the_real_time() {
     .unwrap();
     let identity = Verifier::new(&jwt()).unwrap().verify(&token).unwrap();
     assert_eq!(identity.user_id, "7");
-    assert_eq!(identity.role, "seller");
-    assert_eq!(identity.seller_id.as_deref(), Some("9"));
+    assert_eq!(identity.role, Role::Seller);
+    assert_eq!(identity.seller_id, id("9"));
     assert_eq!(identity.expires_at, UNIX_EPOCH + Duration::from_secs(exp));
 }
 
@@ -85,16 +89,16 @@ fn claims_fall_back_in_order() {
 
     let seller = |text: &str| claims(&format!(r#""sub":"u",{text}"#)).unwrap().seller_id;
     let all = r#""reference_id":3,"id_seller":2,"seller_id":1,"role":"Seller""#;
-    assert_eq!(seller(all).as_deref(), Some("1"));
-    assert_eq!(seller(r#""reference_id":3,"id_seller":2,"role":"seller""#).as_deref(), Some("2"));
-    assert_eq!(seller(r#""reference_id":3,"role":"SELLER""#).as_deref(), Some("3"));
+    assert_eq!(seller(all), id("1"));
+    assert_eq!(seller(r#""reference_id":3,"id_seller":2,"role":"seller""#), id("2"));
+    assert_eq!(seller(r#""reference_id":3,"role":"SELLER""#), id("3"));
     assert_eq!(seller(r#""reference_id":3,"role":"client""#), None);
     assert_eq!(seller(r#""reference_id":3"#), None);
     assert_eq!(seller(r#""seller_id":null,"role":"seller""#), None);
 
     let client = |text: &str| claims(&format!(r#""sub":"u",{text}"#)).unwrap().client_id;
-    assert_eq!(client(r#""id_client":1,"reference_id":2,"role":"client""#).as_deref(), Some("1"));
-    assert_eq!(client(r#""reference_id":2,"role":"ClIeNt""#).as_deref(), Some("2"));
+    assert_eq!(client(r#""id_client":1,"reference_id":2,"role":"client""#), id("1"));
+    assert_eq!(client(r#""reference_id":2,"role":"ClIeNt""#), id("2"));
     assert_eq!(client(r#""reference_id":2,"role":"seller""#), None);
     assert_eq!(client(r#""client_id":2,"role":"client""#), None);
 }
@@ -102,8 +106,8 @@ fn claims_fall_back_in_order() {
 #[test]
 fn a_role_is_in_lower_case_or_empty() {
     assert!(claims(r#""sub":"u","role":"ADMIN""#).unwrap().is_admin());
-    assert_eq!(claims(r#""sub":"u""#).unwrap().role, "");
-    assert_eq!(claims(r#""sub":"u","role":null"#).unwrap().role, "");
+    assert_eq!(claims(r#""sub":"u""#).unwrap().role, Role::None);
+    assert_eq!(claims(r#""sub":"u","role":null"#).unwrap().role, Role::None);
     for role in ["5", "true", r#"["admin"]"#, &format!(r#""{}""#, "a".repeat(129))] {
         assert_eq!(claims(&format!(r#""sub":"u","role":{role}"#)), Err(TokenError::BadRole));
     }

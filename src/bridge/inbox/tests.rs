@@ -54,7 +54,7 @@ fn messages_of_other_instances_are_unwrapped_once_and_in_order() {
 #[test]
 fn foreign_messages_are_delivered_as_they_are() {
     let mut f = Fixture::new();
-    let user = Target::User("5".into());
+    let user = Target::User(Id::parse("5").unwrap());
     for text in [r#"{"event":"x"}"#, r#"{"origin":"shop"}"#, "plain", "", "\u{0}ü", " [1, 2] "] {
         assert_eq!(f.delivered("ws:user:5", text), (user.clone(), text.to_owned()));
     }
@@ -81,7 +81,10 @@ fn events_reach_their_role_as_they_are() {
     assert_eq!(f.delivered("events", admin), (Target::Admins, admin.to_owned()));
     for (id, seller) in [(r#""5""#, "5"), ("5", "5"), ("-7", "-7"), (r#""a\u002db""#, "a-b")] {
         let event = format!(r#"{{"type":"SELLER_STATS_\u0055PDATED","seller_id":{id}}}"#);
-        assert_eq!(f.delivered("events", &event), (Target::Seller(seller.into()), event));
+        assert_eq!(
+            f.delivered("events", &event),
+            (Target::Seller(Id::parse(seller).unwrap()), event)
+        );
     }
 }
 
@@ -111,6 +114,13 @@ fn junk_is_dropped_for_its_reason() {
         ("events", br#"{"type":"SELLER_STATS_UPDATED","seller_id":1.5}"#, BadEvent),
         ("events", br#"{"type":"SELLER_STATS_UPDATED","seller_id":"a b"}"#, BadEvent),
         ("events", br#"{"type":"SELLER_STATS_UPDATED","seller_id":[5]}"#, BadEvent),
+        ("ws:user:jos\u{e9}", b"{}", BadChannel),
+        (
+            "events",
+            "{\"type\":\"SELLER_STATS_UPDATED\",\"seller_id\":\"jos\u{e9}\"}".as_bytes(),
+            BadEvent,
+        ),
+        ("events", br#"["ADMIN_STATS_UPDATED",null]"#, BadEvent),
         ("events", br#"{"type":"PRICE_CHANGED"}"#, UnknownEvent),
     ] {
         let text = String::from_utf8_lossy(payload);

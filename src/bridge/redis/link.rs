@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::SessionError;
+
 /// The state of both connections together.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -14,10 +16,19 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 struct Sides {
     publisher: bool,
-    /// A probe of the present publisher has come back through the present subscription.
+    /// A probe has come back, from the current publisher through the current subscription.
     proved: bool,
-    /// What the log says; `None` before its first line.
-    told: Option<bool>,
+    /// What was logged last; `None` at first.
+    told: Option<Told>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Connected,
+    Disconnected,
+    /// Disconnected, since this server is a replica: told even where a disconnection was told before,
+    /// since somebody has to act.
+    Replica,
 }
 
 impl Link {
@@ -45,17 +56,18 @@ impl Link {
         self.tell_if_up(&mut sides);
     }
 
-    /// The publisher has lost its connection, or got none; `None` when it just ends. Without it nothing
-    /// proves the subscription.
-    pub(super) fn publisher_down(&self, reason: Option<&str>) {
+    /// The publisher has lost its connection, or could not connect; the reason is `None` when it was
+    /// stopped. Without its probes the subscription is not proved either.
+    pub(super) fn publisher_down(&self, reason: Option<&SessionError>) {
         let mut sides = self.sides();
         sides.publisher = false;
         sides.proved = false;
         self.tell_down(&mut sides, "publisher", reason);
     }
 
-    /// The subscriber has lost its connection, or got none; `None` when it just ends.
-    pub(super) fn subscriber_down(&self, reason: Option<&str>) {
+    /// The subscriber has lost its connection, or could not connect; the reason is `None` when it was
+    /// stopped.
+    pub(super) fn subscriber_down(&self, reason: Option<&SessionError>) {
         let mut sides = self.sides();
         sides.proved = false;
         self.tell_down(&mut sides, "subscriber", reason);
@@ -70,21 +82,29 @@ impl Link {
             return;
         }
         self.connected.store(true, Ordering::Release);
-        if sides.told != Some(true) {
-            sides.told = Some(true);
+        if sides.told.replace(Told::Connected) != Some(Told::Connected) {
             log::info!(redis = self.address.as_str(); "redis is connected");
         }
     }
 
-    fn tell_down(&self, sides: &mut Sides, side: &str, reason: Option<&str>) {
+    fn tell_down(&self, sides: &mut Sides, side: &str, reason: Option<&SessionError>) {
         self.connected.store(false, Ordering::Release);
         let Some(reason) = reason else { return };
         let redis = self.address.as_str();
-        if sides.told != Some(false) {
-            sides.told = Some(false);
-            log::warn!(redis, side, reason; "redis is disconnected, messages stay on this instance");
+        let now = match reason {
+            SessionError::Replica => Told::Replica,
+            _ => Told::Disconnected,
+        };
+        let is_news = match sides.told {
+            None | Some(Told::Connected) => true,
+            Some(Told::Disconnected) => now == Told::Replica,
+            Some(Told::Replica) => false,
+        };
+        if is_news {
+            sides.told = Some(now);
+            log::warn!(redis, side, reason:%; "redis is disconnected, messages stay on this instance");
         } else {
-            log::debug!(redis, side, reason; "redis is still disconnected");
+            log::debug!(redis, side, reason:%; "redis is still disconnected");
         }
     }
 }
@@ -103,9 +123,9 @@ mod tests {
         };
         then(&|l| l.probe_returned());
         then(&|l| l.publisher_up());
-        then(&|l| l.subscriber_down(Some("test")));
+        then(&|l| l.subscriber_down(Some(&SessionError::NoProbe)));
         then(&|l| l.probe_returned());
-        then(&|l| l.publisher_down(Some("test")));
+        then(&|l| l.publisher_down(Some(&SessionError::NoProbe)));
         then(&|l| l.publisher_up());
         then(&|l| l.probe_returned());
         then(&|l| l.publisher_down(None));

@@ -1,6 +1,5 @@
-//! The thread `redis-sub`: reads what the patterns bring, and notices when they bring nothing more.
+//! The thread `redis-sub`: reads the subscription, and notices when it is dead.
 
-use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -8,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use redis::{Connection, Msg, RedisError, Value, cmd};
 
-use super::{MISSING_PROBES, PING_AFTER, Shared, StopSignal, Throttle, describe};
+use super::{MISSING_PROBES, PING_AFTER, SessionError, Shared, StopSignal, Throttle, describe};
 use crate::bridge::backoff::Backoff;
 use crate::bridge::inbox::{Inbound, Inbox};
 use crate::bridge::{DropReason, Handler};
+use crate::runtime::count::Kind;
 
-/// How long leaving a subscription may wait for a peer that may be dead.
+/// Longest wait for the answer when a subscription is left; Redis may be dead.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(50);
-/// Characters of a channel's name in a log line.
+/// Most characters of a channel's name in a log line.
 const LOGGED_CHANNEL: usize = 160;
 
 pub(super) struct Subscriber {
@@ -30,33 +30,12 @@ pub(super) struct Subscriber {
 
 /// What shows that a subscription lives.
 struct Proof {
-    /// The last probe that came back; at first the last one sent before it could.
+    /// Number of the last probe that came back; at first, of the last one before the subscription.
     probe: u64,
     /// When anything was last heard.
     heard: Instant,
-}
-
-/// Why a session ended.
-enum Failure {
-    Redis(RedisError),
-    Refused(String),
-    NoProbe,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Redis(error) => f.write_str(&describe(error)),
-            Self::Refused(error) => write!(f, "PSUBSCRIBE refused: {error}"),
-            Self::NoProbe => f.write_str("probes do not come back"),
-        }
-    }
-}
-
-impl From<RedisError> for Failure {
-    fn from(error: RedisError) -> Self {
-        Self::Redis(error)
-    }
+    /// The generation of the connection.
+    generation: u64,
 }
 
 impl Subscriber {
@@ -72,47 +51,60 @@ impl Subscriber {
         }
     }
 
-    /// Until it is stopped, or nobody takes deliveries.
+    /// Connects, again and again, until it is stopped or nobody takes messages any more.
     pub(super) fn run(mut self) {
         loop {
             let end = self.session();
-            let reason = end.err().map(|e| e.to_string());
-            self.shared.link.subscriber_down(reason.as_deref());
-            if reason.is_none() || self.stopped.wait(self.backoff.next()) {
+            self.shared.link.subscriber_down(end.as_ref().err());
+            if matches!(end, Err(SessionError::NoProbe)) {
+                self.shared.renew_both();
+            }
+            if end.is_ok() || self.stopped.wait(self.backoff.next()) {
                 break;
             }
         }
     }
 
-    /// One connection; `Ok` when it was stopped.
-    fn session(&mut self) -> Result<(), Failure> {
+    /// Serves one connection. `Ok` when it was stopped.
+    fn session(&mut self) -> Result<(), SessionError> {
+        let generation = self.shared.generation();
         let mut connection = self.shared.connect()?;
+        connection.send_packed_command(&cmd("ROLE").get_packed_command())?;
+        self.shared.check_role(connection.recv_response()?)?;
         self.subscribe(&mut connection)?;
         if std::mem::replace(&mut self.was_connected, true) {
-            self.shared.counters.add_reconnect();
+            self.shared.counters.reconnects.inc();
         }
         let mut subscription = connection.as_pubsub();
-        let end = self.read(&mut subscription);
-        // Dropping it asks to leave and waits for the answer.
+        let end = self.read(&mut subscription, generation);
+        // Its drop unsubscribes and waits for the answer; not for long.
         let _ = subscription.set_read_timeout(Some(LEAVE_TIMEOUT));
         end
     }
 
-    /// By hand, since `PubSub::psubscribe` takes a refusal for a success. The confirmations after the
-    /// first are skipped by `get_message`.
-    fn subscribe(&self, connection: &mut Connection) -> Result<(), Failure> {
+    /// Subscribes by hand, since `PubSub::psubscribe` takes a refusal for a success. Redis confirms each
+    /// pattern; `get_message` skips the confirmations after the first.
+    fn subscribe(&self, connection: &mut Connection) -> Result<(), SessionError> {
         let command = cmd("PSUBSCRIBE").arg(&self.shared.channels.patterns()).get_packed_command();
         connection.send_packed_command(&command)?;
         match connection.recv_response()? {
-            Value::ServerError(error) => Err(Failure::Refused(describe(&error.into()))),
+            Value::ServerError(error) => Err(SessionError::Refused(describe(&error.into()))),
             _ => Ok(()),
         }
     }
 
-    fn read(&mut self, subscription: &mut redis::PubSub<'_>) -> Result<(), Failure> {
-        let mut proof = Proof { probe: self.shared.confirmed_probe(), heard: Instant::now() };
+    fn read(
+        &mut self,
+        subscription: &mut redis::PubSub<'_>,
+        generation: u64,
+    ) -> Result<(), SessionError> {
+        let mut proof =
+            Proof { probe: self.shared.confirmed_probe(), heard: Instant::now(), generation };
         let _ = self.shared.probe_now.try_send(());
         while !self.stopped.is_set() {
+            if self.shared.generation() != proof.generation {
+                return Err(SessionError::Renewed);
+            }
             match subscription.get_message() {
                 Ok(message) => {
                     proof.heard = Instant::now();
@@ -132,13 +124,16 @@ impl Subscriber {
         let (channel, payload) = (message.get_channel_name(), message.get_payload_bytes());
         match self.inbox.read(&self.shared.channels, channel, payload) {
             Inbound::Deliver(delivery) => {
-                self.shared.counters.add_received();
+                self.shared.counters.received.inc();
                 return (self.handler)(delivery);
             }
             Inbound::Own => {}
             Inbound::Probe(number) => {
                 proof.probe = number;
-                self.proved();
+                // After a renewal this connection is about to be given up, and proves nothing.
+                if self.shared.generation() == proof.generation {
+                    self.proved();
+                }
             }
             Inbound::Drop(reason) => self.dropped(reason, channel, payload.len()),
         }
@@ -150,17 +145,17 @@ impl Subscriber {
         self.shared.link.probe_returned();
     }
 
-    /// Nothing was heard for the length of a read timeout: is the subscription alive?
+    /// Checks that the subscription is alive, after a read that timed out.
     fn check(
         &mut self,
         subscription: &mut redis::PubSub<'_>,
         proof: &mut Proof,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), SessionError> {
         if self.shared.confirmed_probe().saturating_sub(proof.probe) >= MISSING_PROBES {
-            return Err(Failure::NoProbe);
+            return Err(SessionError::NoProbe);
         }
-        // Only while the publisher is away: else probes are heard all the time. A ping that times out
-        // would swallow the next message, so it ends the session.
+        // Only needed while there is no publisher, and so no probes. A ping that times out would swallow
+        // the next message, so then the session ends.
         if proof.heard.elapsed() >= PING_AFTER {
             let _: Value = subscription.ping()?;
             proof.heard = Instant::now();
@@ -169,8 +164,8 @@ impl Subscriber {
     }
 
     fn dropped(&mut self, reason: DropReason, channel: &str, payload_bytes: usize) {
-        self.shared.counters.add_dropped(reason, 1);
-        // A repeated message is no one's mistake.
+        self.shared.counters.dropped.add(reason, 1);
+        // Nobody has to mend anything when a message comes twice.
         if reason == DropReason::Repeated {
             return;
         }
@@ -184,7 +179,7 @@ impl Subscriber {
     }
 }
 
-/// A read with a timeout ends so after the process was stopped and continued.
+/// Whether a signal ended the read, such as when the process was stopped and continued.
 fn is_interrupted(error: &RedisError) -> bool {
     std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<io::Error>())

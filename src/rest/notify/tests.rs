@@ -35,7 +35,7 @@ fn one_and_many_are_read_byte_for_byte() {
     assert!(parse(batch.as_bytes()).unwrap().is_batch);
     assert_eq!(
         parse(br#"{"event":"e","user_id":18446744073709551615}"#).unwrap().deliveries[0].target,
-        Target::User("18446744073709551615".into())
+        Target::User(Id::parse("18446744073709551615").unwrap())
     );
 }
 
@@ -83,7 +83,6 @@ fn each_bad_member_is_named() {
         (r#"{"event":"e","user_id":"a\n"}"#, "user_id: "),
         (r#"{"event":"e","user_id":1.5}"#, "user_id: "),
         (r#"{"event":"e","user_id":1e3}"#, "user_id: "),
-        (r#"{"event":"e","user_id":-0}"#, "user_id: "),
         (r#"{"event":"e","user_id":18446744073709551616}"#, "user_id: "),
         (r#"{"event":"e","user_id":true}"#, "user_id: "),
         (r#"[{"event":"e","room":"a"},{"event":"e","room":"ä"}]"#, "notifications[1].room: "),

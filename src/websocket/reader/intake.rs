@@ -43,6 +43,7 @@ impl Read for Intake {
         loop {
             match self.socket.stream().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) if self.socket.is_aborted() => return Ok(0),
                 Ok(length) => {
                     if let Some(bytes @ [_, ..]) = buffer.get(..length) {
                         self.note(bytes);
@@ -67,11 +68,13 @@ impl Write for Intake {
 }
 
 /// Any stream, its bytes followed as an intake follows a socket's, and nothing written to it.
+#[cfg(fuzzing)]
 pub(super) struct Followed<S> {
     stream: S,
     boundary: Boundary,
 }
 
+#[cfg(fuzzing)]
 impl<S> Followed<S> {
     /// Over a stream from which nothing has been read.
     pub(super) fn new(stream: S) -> Self {
@@ -79,6 +82,7 @@ impl<S> Followed<S> {
     }
 }
 
+#[cfg(fuzzing)]
 impl<S: Read> Read for Followed<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.stream.read(buffer)?;
@@ -87,6 +91,7 @@ impl<S: Read> Read for Followed<S> {
     }
 }
 
+#[cfg(fuzzing)]
 impl<S> Write for Followed<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(bytes.len())

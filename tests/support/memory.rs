@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::{BridgeCounters, DropReason, Handler, NotClosed, Outgoing, PubSub, QUEUE_MESSAGES};
-use crate::hub::{Delivery, Target};
-use crate::protocol::text_frame;
-use crate::runtime::threads::Threads;
+use realtime_service::bridge::{
+    BridgeCounters, BridgeState, DropReason, Handler, NotClosed, Outgoing, PubSub, QUEUE_MESSAGES,
+};
+use realtime_service::hub::{Delivery, Target};
+use realtime_service::protocol::text_frame;
+use realtime_service::runtime::threads::Threads;
 
 /// Connects any number of instances in one process; clones are the same broker.
 #[derive(Clone, Default)]
@@ -80,8 +82,10 @@ impl PubSub for MemoryPubSub {
     fn publish(&self, outgoing: Outgoing) -> Result<(), DropReason> {
         let result = self.try_publish(outgoing);
         match result {
-            Ok(()) => self.counters.add_published(1),
-            Err(reason) => self.counters.add_dropped(reason, 1),
+            Ok(()) => {
+                self.counters.published.inc();
+            }
+            Err(reason) => self.counters.dropped.add(reason, 1),
         }
         result
     }
@@ -98,7 +102,7 @@ impl PubSub for MemoryPubSub {
         self.threads.spawn("memory-sub", move || {
             let _alive = alive;
             for delivery in messages {
-                counters.add_received();
+                counters.received.inc();
                 if handler(delivery).is_break() {
                     break;
                 }
@@ -109,8 +113,8 @@ impl PubSub for MemoryPubSub {
         Ok(())
     }
 
-    fn state(&self) -> &'static str {
-        if self.life().is_some() { "connected" } else { "disconnected" }
+    fn state(&self) -> BridgeState {
+        if self.life().is_some() { BridgeState::Connected } else { BridgeState::Disconnected }
     }
 
     fn counters(&self) -> &Arc<BridgeCounters> {
@@ -130,11 +134,9 @@ impl PubSub for MemoryPubSub {
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::protocol::frame_payload;
+    use realtime_service::protocol::frame_payload;
     use std::ops::ControlFlow;
     use std::time::Duration;
 

@@ -1,0 +1,715 @@
+//! The pure core of the hub: [`Hub::accept`] takes one event, [`Hub::serve`] serves what publishers said,
+//! [`Hub::flush`] sends what that appended, [`Hub::tick`] is its only clock.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use log::info;
+use slotmap::SlotMap;
+
+use super::allowance::Budget;
+use super::batch::{FrameBatch, FrameNumber};
+use super::connection::{Audience, Clocks, Connection, DisconnectReason, Due, State};
+use super::event::{
+    Broadcast, ConnectionKey, Delivery, Event, HubHandle, Notify, Publisher, PublisherName,
+    Refusal, Said, Target,
+};
+use super::groups::Groups;
+use super::outbox::{BacklogLimits, Flush};
+use super::rates::{Pace, UserLimits};
+use super::room_rates::RoomRates;
+use super::rooms::Rooms;
+use super::schedule::{QUANTUM, Schedule};
+use super::socket::Socket;
+use super::stats::{MessageKind, Stats};
+use super::users::UserTable;
+use super::{Outlets, WriterJob};
+use crate::auth::{Identity, Role};
+use crate::config::{Config, FLUSH_BYTES, FLUSH_FRAMES, FLUSH_SOCKETS, LONE_FLUSH_FRAMES};
+use crate::protocol::close::Close;
+use crate::protocol::{
+    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
+};
+use crate::runtime::channel::Sender;
+use crate::runtime::clock::{Moment, uptime};
+
+/// Rooms that closed connections leave in one iteration of the loop: an admin may be in a million.
+const LEFT_AT_ONCE: usize = 1000;
+/// How often a client whose messages have no id is told that a room is over its rate.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// The pure core.
+pub struct Hub {
+    pub(super) config: Arc<Config>,
+    pub(super) outlets: Outlets,
+    /// For connections, whose [`Publisher`] it goes into, and for what waits in all.
+    handle: HubHandle,
+    pub(super) connections: Connections,
+    pub(super) rooms: Rooms,
+    pub(super) audiences: Groups<Audience>,
+    users: UserTable,
+    room_rates: RoomRates,
+    schedule: Schedule<PublisherName, Work>,
+    /// Closed connections that have still to leave rooms.
+    leaving: VecDeque<ConnectionKey>,
+    pub(super) stats: Stats,
+    /// Set by the shutdown, and dropped with the last connection.
+    closed: Option<crossbeam_channel::Sender<Infallible>>,
+    shutting_down: bool,
+}
+
+/// What waits in the schedule.
+enum Work {
+    Said { key: ConnectionKey, said: Said, taken: Option<usize> },
+    Notify { waiting: std::vec::IntoIter<Delivery>, counts: Vec<usize>, reply: Sender<Vec<usize>> },
+    Remote(Delivery),
+}
+
+/// The connections, and which of them have something to flush.
+#[derive(Default)]
+pub(super) struct Connections {
+    pub(super) slots: SlotMap<ConnectionKey, Connection>,
+    pub(super) dirty: Vec<ConnectionKey>,
+    pub(super) batch: FrameBatch,
+    /// Frames appended since the last flush.
+    pub(super) appended: usize,
+}
+
+impl Connections {
+    fn open(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+        self.slots.get_mut(key).filter(|connection| connection.state == State::Open)
+    }
+
+    /// Appends a frame for a live connection; whether it took it.
+    fn append(&mut self, key: ConnectionKey, frame: FrameNumber) -> bool {
+        let Some(connection) = self.slots.get_mut(key).filter(|c| c.state == State::Open) else {
+            return false;
+        };
+        connection.outbox.append(frame);
+        connection.sent += 1;
+        self.appended += 1;
+        if !connection.dirty {
+            connection.dirty = true;
+            self.dirty.push(key);
+        }
+        true
+    }
+
+    fn append_all(&mut self, keys: &[ConnectionKey], frame: Bytes) -> usize {
+        if keys.is_empty() {
+            return 0;
+        }
+        let frame = self.batch.add(frame);
+        keys.iter().filter(|key| self.append(**key, frame)).count()
+    }
+
+    fn mark_dirty(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.slots.get_mut(key).filter(|c| !c.dirty) {
+            connection.dirty = true;
+            self.dirty.push(key);
+        }
+    }
+}
+
+impl Hub {
+    /// An empty hub, whose events come through `handle`.
+    pub fn new(config: Arc<Config>, handle: HubHandle, outlets: Outlets) -> Self {
+        let limits = UserLimits {
+            messages: Pace::messages(config.rate_limit),
+            bytes: Pace::user_bytes(config.rate_bytes as u64),
+        };
+        Self {
+            users: UserTable::new(limits, Arc::clone(handle.budget())),
+            room_rates: RoomRates::new(config.room_rate_bytes),
+            config,
+            outlets,
+            handle,
+            connections: Connections::default(),
+            rooms: Rooms::default(),
+            audiences: Groups::default(),
+            schedule: Schedule::default(),
+            leaving: VecDeque::new(),
+            stats: Stats::default(),
+            closed: None,
+            shutting_down: false,
+        }
+    }
+
+    /// Reacts to control at once; what a publisher says waits for [`Self::serve`], unless nothing waits
+    /// and it is little. Appended frames wait for [`Self::flush`].
+    pub fn accept(&mut self, event: Event) {
+        match event {
+            Event::Reserve { identity, number, reply } => {
+                let reserved = self.reserve(identity, number);
+                answer(&reply, reserved);
+            }
+            Event::Register { key, socket, response } => self.register(key, socket, response),
+            Event::WriterEnded { key, broken } => self.writer_ended(key, broken),
+            Event::Counts(reply) => answer(&reply, self.counts()),
+            Event::List(query, reply) => answer(&reply, self.list(&query)),
+            Event::Stats(reply) => answer(&reply, self.stats()),
+            Event::Shutdown(closed) => self.shut_down(closed),
+            // `run` has ended at it.
+            Event::Stop => {}
+            Event::Said { key, said, taken } => self.publish(Work::Said { key, said, taken }, None),
+            Event::Notify(Notify { publisher, deliveries, reply }) => {
+                let counts = Vec::with_capacity(deliveries.len());
+                let waiting = deliveries.into_iter();
+                self.publish(Work::Notify { waiting, counts, reply }, Some(publisher));
+            }
+            Event::Remote(delivery) => {
+                let publisher = PublisherName::Broker(delivery.target.clone());
+                self.publish(Work::Remote(delivery), Some(publisher));
+            }
+        }
+    }
+
+    /// Schedules what a publisher says; a connection's publisher is known by its key.
+    fn publish(&mut self, work: Work, publisher: Option<PublisherName>) {
+        let mut rest = Some(work);
+        // Nobody is overtaken while nothing waits, and nobody waits long for so little.
+        while self.schedule.is_empty()
+            && (self.connections.appended as i64) < QUANTUM
+            && let Some(work) = rest
+        {
+            rest = self.perform(work).1;
+        }
+        let Some(work) = rest else { return };
+        let publisher = publisher.or_else(|| match &work {
+            Work::Said { key, .. } => {
+                self.connections.slots.get(*key).map(|c| PublisherName::of(&c.identity))
+            }
+            Work::Notify { .. } | Work::Remote(_) => None,
+        });
+        // A connection that is gone has nothing to say.
+        if let Some(publisher) = publisher {
+            self.schedule.push(&publisher, publisher.weight(), work);
+        }
+    }
+
+    /// Serves what waits, in turns, until a flush is due.
+    pub fn serve(&mut self) {
+        self.leave_rooms();
+        while !self.wants_flush()
+            && let Some(work) = self.schedule.next()
+        {
+            let (deliveries, rest) = self.perform(work);
+            if let Some(rest) = rest {
+                self.schedule.put_back(rest);
+            }
+            self.schedule.charge(deliveries);
+        }
+    }
+
+    /// Whether something waits for [`Self::serve`].
+    pub fn has_work(&self) -> bool {
+        !self.schedule.is_empty() || !self.leaving.is_empty()
+    }
+
+    /// The loop has looked at what came, served and flushed in so much time.
+    pub(super) fn observe_iteration(&mut self, time: Duration) {
+        self.stats.batch_seconds.observe(time.as_secs_f64());
+    }
+
+    /// What waits for the hub in all.
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        self.handle.budget()
+    }
+
+    /// Publishers that wait, and what they have queued.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.schedule.active(), self.schedule.len())
+    }
+
+    /// Does one piece of work; returns what it costs in deliveries, and what is left of it.
+    fn perform(&mut self, work: Work) -> (usize, Option<Work>) {
+        match work {
+            Work::Said { key, said, taken } => {
+                if let Some(bytes) = taken
+                    && let Some(connection) = self.connections.slots.get(key)
+                {
+                    connection.share.allowance.give_back(bytes);
+                }
+                (self.react(key, said).max(1), None)
+            }
+            Work::Notify { mut waiting, mut counts, reply } => {
+                let delivered = waiting.next().map(|delivery| self.notify(delivery));
+                counts.extend(delivered);
+                let cost = delivered.unwrap_or(0).max(1);
+                if waiting.as_slice().is_empty() {
+                    answer(&reply, counts);
+                    return (cost, None);
+                }
+                (cost, Some(Work::Notify { waiting, counts, reply }))
+            }
+            Work::Remote(delivery) => {
+                self.handle.broker().give_back(delivery.frame.len());
+                (self.deliver(&delivery.target, delivery.frame).max(1), None)
+            }
+        }
+    }
+
+    /// Reacts to what a connection says; returns the deliveries that it caused.
+    fn react(&mut self, key: ConnectionKey, said: Said) -> usize {
+        match said {
+            Said::Join(room, id) => self.join(key, &room, id.as_ref()),
+            Said::Leave(room, id) => self.leave(key, &room, id.as_ref()),
+            Said::Broadcast(broadcast) => return self.broadcast(key, broadcast),
+            Said::IsMember(room, reply) => answer(&reply, self.is_member(key, &room)),
+            Said::Refuse(code, id) => self.refuse(key, code, id.as_ref()),
+            Said::Ping(payload) => self.pong(key, &payload),
+            Said::Close(close) => self.close(key, close),
+            Said::Ended => self.reader_ended(key),
+        }
+        0
+    }
+
+    /// Whether so much is appended that others would wait too long behind it. Who publishes alone fills a
+    /// larger flush: a send that carries more frames costs each of them less.
+    fn wants_flush(&self) -> bool {
+        let Connections { appended, dirty, batch, .. } = &self.connections;
+        let is_shared = self.schedule.active() > 1;
+        let most_frames = if is_shared { FLUSH_FRAMES } else { LONE_FLUSH_FRAMES };
+        *appended >= most_frames
+            || batch.bytes() >= FLUSH_BYTES
+            || (is_shared && dirty.len() >= FLUSH_SOCKETS)
+    }
+
+    /// Sends what is appended, each dirty connection at once.
+    pub fn flush(&mut self) {
+        let mut dirty = std::mem::take(&mut self.connections.dirty);
+        for key in dirty.drain(..) {
+            self.flush_one(key);
+        }
+        // Nothing that a flush does marks a connection as dirty, so the list's memory serves again.
+        self.connections.dirty = dirty;
+        self.connections.batch.clear();
+        self.stats.deliveries += self.connections.appended as u64;
+        self.connections.appended = 0;
+    }
+
+    /// Does what the clock makes due on every connection, and flushes.
+    pub fn tick(&mut self, now: Moment, wall: SystemTime) {
+        let clocks = Clocks {
+            now,
+            wall,
+            write_timeout: self.config.write_timeout,
+            ping_interval: self.config.ping_interval,
+        };
+        let due: Vec<_> = self
+            .connections
+            .slots
+            .iter()
+            .filter_map(|(key, connection)| Some((key, connection.due(&clocks)?)))
+            .collect();
+        for (key, due) in due {
+            match due {
+                Due::Close(close) => self.close(key, close),
+                Due::Abort(reason) => self.abort(key, reason),
+                Due::Ping => self.ping(key, now),
+                Due::Flush => self.connections.mark_dirty(key),
+            }
+        }
+        self.users.forget_full(uptime());
+        self.room_rates.forget_full(uptime());
+        self.flush();
+    }
+
+    fn reserve(&mut self, identity: Arc<Identity>, number: u64) -> Result<Publisher, Refusal> {
+        if self.shutting_down {
+            return Err(Refusal::ShuttingDown);
+        }
+        let user = Audience::User(identity.user_id.clone());
+        let here = self.audiences.members(&user).len();
+        let cap = self.config.max_connections_per_user;
+        if cap != 0 && here >= cap {
+            return Err(Refusal::UserCap);
+        }
+        let share = self.users.enter(&identity.user_id);
+        let connection = Connection::reserved(number, identity, Arc::clone(&share));
+        let key = self.connections.slots.insert(connection);
+        self.listen(key, user);
+        Ok(Publisher::new(key, self.handle.clone(), share))
+    }
+
+    fn register(&mut self, key: ConnectionKey, socket: Arc<dyn Socket>, response: Bytes) {
+        let response = (!response.is_empty()).then(|| self.connections.batch.add(response));
+        let Some(connection) = self.connections.slots.get_mut(key) else {
+            return;
+        };
+        let identity = Arc::clone(&connection.identity);
+        connection.socket = Some(socket);
+        connection.state = State::Open;
+        if let Some(response) = response {
+            connection.outbox.append(response);
+            self.connections.mark_dirty(key);
+        }
+        self.stats.connects += 1;
+        self.listen(key, Audience::Everyone);
+        match (&identity.role, &identity.seller_id) {
+            (Role::Admin, _) => {
+                self.listen(key, Audience::Admins);
+                self.enter(key, &Room::admins());
+            }
+            (Role::Seller, Some(id)) => self.listen(key, Audience::Seller(id.clone())),
+            _ => {}
+        }
+        if self.shutting_down {
+            self.close(key, Close::GoingAway);
+        }
+    }
+
+    fn join(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
+        let limit = self.config.max_rooms_per_client;
+        let Some(connection) = self.received(key, MessageKind::Join) else {
+            return;
+        };
+        let is_member = connection.rooms.contains_key(room);
+        let full = connection.rooms.len() >= limit && !connection.identity.is_admin();
+        if full && !is_member {
+            return self.send(key, error_frame(ErrorCode::TooManyRooms, id));
+        }
+        if !is_member {
+            self.enter(key, room);
+        }
+        self.reply(key, Reply::Joined, room, id);
+    }
+
+    fn leave(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
+        let Some(connection) = self.received(key, MessageKind::Leave) else {
+            return;
+        };
+        if let Some(position) = connection.rooms.remove(room) {
+            self.vacate(room, position);
+        }
+        self.reply(key, Reply::Left, room, id);
+    }
+
+    fn broadcast(&mut self, key: ConnectionKey, broadcast: Broadcast) -> usize {
+        let Broadcast { room, frame, permitted, id } = broadcast;
+        let Some(connection) = self.received(key, MessageKind::Broadcast) else {
+            return 0;
+        };
+        let is_backend = connection.identity.role.may_call_api();
+        if !permitted && !self.is_member(key, &room) {
+            self.send(key, error_frame(ErrorCode::NotAuthorized, id.as_ref()));
+            return 0;
+        }
+        if !is_backend && !self.room_rates.take(&room, uptime(), frame.len()) {
+            self.over_room_rate(key, id.as_ref());
+            return 0;
+        }
+        let target = Target::Room(room.clone());
+        (self.outlets.publish)(&target, &frame);
+        let reached = self.deliver(&target, frame);
+        self.reply(key, Reply::Sent, &room, id.as_ref());
+        reached
+    }
+
+    /// With an id it is always told, else once a second.
+    fn over_room_rate(&mut self, key: ConnectionKey, id: Option<&MessageId>) {
+        self.stats.room_limited += 1;
+        let now = Moment::now();
+        let Some(connection) = self.connections.open(key) else {
+            return;
+        };
+        let is_due = connection.told_of_room_rate.is_none_or(|told| now.since(told) >= TOLD_EVERY);
+        if id.is_none() {
+            if !is_due {
+                return;
+            }
+            connection.told_of_room_rate = Some(now);
+        }
+        self.send(key, error_frame(ErrorCode::RateLimited, id));
+    }
+
+    fn refuse(&mut self, key: ConnectionKey, code: ErrorCode, id: Option<&MessageId>) {
+        if self.received(key, MessageKind::Refused).is_some() {
+            self.send(key, error_frame(code, id));
+        }
+    }
+
+    fn pong(&mut self, key: ConnectionKey, payload: &[u8]) {
+        if let Some(connection) = self.connections.open(key) {
+            connection.outbox.pong(control_frame(OPCODE_PONG, payload));
+            self.connections.mark_dirty(key);
+        }
+    }
+
+    fn ping(&mut self, key: ConnectionKey, now: Moment) {
+        let ping = self.connections.batch.add(control_frame(OPCODE_PING, &[]));
+        if let Some(connection) = self.connections.open(key) {
+            connection.pinged = Some(now);
+            connection.outbox.append(ping);
+            self.connections.mark_dirty(key);
+        }
+    }
+
+    /// Leaves all rooms and appends the Close frame: the last thing that the peer is sent.
+    fn close(&mut self, key: ConnectionKey, close: Close) {
+        let frame = self.connections.batch.add(close.frame());
+        let Some(connection) = self.connections.open(key) else {
+            return;
+        };
+        connection.outbox.append(frame);
+        connection.state = State::Closing;
+        connection.reason = Some(DisconnectReason::Closed(close));
+        self.connections.mark_dirty(key);
+        self.leave_all(key);
+    }
+
+    /// Ends a connection at once: its threads wake and end, and the kernel keeps nothing of it.
+    fn abort(&mut self, key: ConnectionKey, reason: DisconnectReason) {
+        let Some(connection) = self.connections.slots.get_mut(key) else {
+            return;
+        };
+        if let Some(socket) = &connection.socket {
+            socket.abort();
+        }
+        let unsent = connection.outbox.len();
+        if unsent > 0 {
+            *self.stats.dropped.entry(reason.label()).or_default() += unsent;
+        }
+        connection.outbox.clear();
+        connection.state = State::Aborted;
+        connection.reason.get_or_insert(reason);
+        self.leave_all(key);
+    }
+
+    fn reader_ended(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.slots.get_mut(key) else {
+            return;
+        };
+        connection.reader_ended = true;
+        match connection.state {
+            State::Open => self.abort(key, DisconnectReason::Gone),
+            // A peer that ended its own half only still gets the Close frame.
+            State::Closing => self.flush_one(key),
+            State::Reserved | State::Draining(_) | State::Aborted => {}
+        }
+        self.free_if_ended(key);
+    }
+
+    fn writer_ended(&mut self, key: ConnectionKey, broken: bool) {
+        let Some(connection) = self.connections.slots.get_mut(key) else {
+            return;
+        };
+        connection.writers = connection.writers.saturating_sub(1);
+        if broken {
+            self.abort(key, DisconnectReason::Gone);
+        } else if matches!(connection.state, State::Draining(_)) && connection.outbox.is_drained() {
+            // The Close frame was the last of the backlog.
+            connection.shut_write();
+        }
+        self.free_if_ended(key);
+    }
+
+    /// Hands over to the other instances, and delivers here.
+    fn notify(&mut self, delivery: Delivery) -> usize {
+        (self.outlets.publish)(&delivery.target, &delivery.frame);
+        self.deliver(&delivery.target, delivery.frame)
+    }
+
+    fn deliver(&mut self, target: &Target, frame: Bytes) -> usize {
+        let members = match target {
+            Target::Room(room) => self.rooms.members(room),
+            Target::User(id) => self.audiences.members(&Audience::User(id.clone())),
+            Target::Seller(id) => self.audiences.members(&Audience::Seller(id.clone())),
+            Target::Admins => self.audiences.members(&Audience::Admins),
+            Target::Everyone => self.audiences.members(&Audience::Everyone),
+        };
+        let reached = self.connections.append_all(members, frame);
+        self.stats.fan_out.observe(reached as f64);
+        reached
+    }
+
+    fn shut_down(&mut self, closed: crossbeam_channel::Sender<Infallible>) {
+        self.shutting_down = true;
+        if !self.connections.slots.is_empty() {
+            self.closed = Some(closed);
+        }
+        let keys: Vec<_> = self.connections.slots.keys().collect();
+        for key in keys {
+            self.close(key, Close::GoingAway);
+        }
+    }
+
+    /// The connection that a message came from, counted; `None` when it no longer counts.
+    fn received(&mut self, key: ConnectionKey, kind: MessageKind) -> Option<&mut Connection> {
+        let connection = self.connections.open(key)?;
+        connection.received += 1;
+        self.stats.received.count(kind);
+        Some(connection)
+    }
+
+    fn send(&mut self, key: ConnectionKey, frame: Bytes) {
+        self.connections.append_all(&[key], frame);
+    }
+
+    fn reply(&mut self, key: ConnectionKey, reply: Reply, room: &Room, id: Option<&MessageId>) {
+        if let Some(frame) = reply.frame(room, id) {
+            self.send(key, frame);
+        }
+    }
+
+    fn is_member(&self, key: ConnectionKey, room: &Room) -> bool {
+        self.connections.slots.get(key).is_some_and(|c| c.rooms.contains_key(room))
+    }
+
+    fn enter(&mut self, key: ConnectionKey, room: &Room) {
+        let position = self.rooms.insert(room, key);
+        if let Some(connection) = self.connections.slots.get_mut(key) {
+            connection.rooms.insert(room.clone(), position);
+        }
+    }
+
+    /// Adds a connection to an audience.
+    fn listen(&mut self, key: ConnectionKey, audience: Audience) {
+        let position = self.audiences.insert(&audience, key);
+        if let Some(connection) = self.connections.slots.get_mut(key) {
+            connection.audiences.push((audience, position));
+        }
+    }
+
+    /// Takes a connection that no longer counts out of all rooms and audiences, but for that of its user,
+    /// whose cap it still counts for until its threads have ended.
+    fn leave_all(&mut self, key: ConnectionKey) {
+        while let Some((audience, position)) =
+            self.connections.slots.get_mut(key).and_then(Connection::leave_audience)
+        {
+            self.fall_silent(&audience, position);
+        }
+        self.leaving.push_back(key);
+        self.leave_rooms();
+    }
+
+    /// Goes on with the rooms that closed connections have still to leave.
+    fn leave_rooms(&mut self) {
+        for _ in 0..LEFT_AT_ONCE {
+            let Some(key) = self.leaving.front().copied() else { return };
+            let room = self
+                .connections
+                .slots
+                .get_mut(key)
+                .and_then(|connection| connection.rooms.pop_first());
+            match room {
+                Some((room, position)) => self.vacate(&room, position),
+                None => {
+                    self.leaving.pop_front();
+                    self.free_if_ended(key);
+                }
+            }
+        }
+    }
+
+    /// Takes a place in a room away, and tells the member that moved into it.
+    fn vacate(&mut self, room: &Room, position: usize) {
+        if let Some(moved) = self.rooms.remove(room, position)
+            && let Some(connection) = self.connections.slots.get_mut(moved.member)
+            && let Some(position) = connection.rooms.get_mut(room)
+        {
+            *position = moved.position;
+        }
+    }
+
+    /// Takes a place in an audience away, and tells the connection that moved into it.
+    fn fall_silent(&mut self, audience: &Audience, position: usize) {
+        if let Some(moved) = self.audiences.remove(audience, position)
+            && let Some(connection) = self.connections.slots.get_mut(moved.member)
+        {
+            connection.moved_in_audience(audience, moved.position);
+        }
+    }
+
+    fn flush_one(&mut self, key: ConnectionKey) {
+        let limits = BacklogLimits {
+            frames: self.config.send_queue_frames as u64,
+            bytes: self.config.send_queue_bytes as u64,
+        };
+        let Some(connection) = self.connections.slots.get_mut(key) else {
+            return;
+        };
+        connection.dirty = false;
+        let (closing, limits) = match connection.state {
+            State::Open => (false, limits),
+            // Behind a backlog that was within its limits, the Close frame may wait too.
+            State::Closing => (true, BacklogLimits::NONE),
+            State::Reserved | State::Draining(_) | State::Aborted => return,
+        };
+        let Some(socket) = &connection.socket else {
+            return;
+        };
+        let flush = connection.outbox.flush(&mut self.connections.batch, &**socket, limits);
+        if closing && !matches!(flush, Flush::Broken) {
+            connection.state = State::Draining(Moment::now());
+        }
+        match flush {
+            Flush::Sent if closing => connection.shut_write(),
+            Flush::Sent | Flush::Queued => {}
+            Flush::Full(drain) => {
+                connection.writers += 1;
+                let socket = Arc::clone(socket);
+                self.outlets.writers.submit(WriterJob { key, socket, drain });
+            }
+            Flush::OverLimit => self.abort(key, DisconnectReason::SlowConsumer),
+            Flush::Broken => self.abort(key, DisconnectReason::Gone),
+        }
+    }
+
+    fn free_if_ended(&mut self, key: ConnectionKey) {
+        let ended = self.connections.slots.get(key).is_some_and(|connection| {
+            connection.reader_ended
+                && connection.writers == 0
+                && connection.rooms.is_empty()
+                && matches!(connection.state, State::Reserved | State::Draining(_) | State::Aborted)
+        });
+        if ended {
+            self.free(key);
+        }
+    }
+
+    fn free(&mut self, key: ConnectionKey) {
+        let Some(mut connection) = self.connections.slots.remove(key) else {
+            return;
+        };
+        for (audience, position) in connection.audiences.drain(..) {
+            self.fall_silent(&audience, position);
+        }
+        self.users.leave(&connection.identity.user_id, uptime());
+        if let Some(reason) = connection.reason {
+            *self.stats.disconnects.entry(reason.label()).or_default() += 1;
+            connection.log_end(reason);
+        }
+        if self.connections.slots.is_empty() {
+            self.closed = None;
+        }
+    }
+}
+
+impl Connection {
+    fn shut_write(&self) {
+        if let Some(socket) = &self.socket {
+            socket.shutdown(std::net::Shutdown::Write);
+        }
+    }
+
+    fn log_end(&self, reason: DisconnectReason) {
+        info!(
+            conn = self.number,
+            user = self.identity.user_id,
+            reason:% = reason,
+            seconds = Moment::now().since(self.since).as_secs(),
+            received = self.received,
+            sent = self.sent;
+            "disconnected"
+        );
+    }
+}
+
+/// Whoever asked may have stopped waiting; the hub does not mind, and never waits.
+fn answer<T>(reply: &Sender<T>, value: T) {
+    let _ = reply.try_send(value);
+}
