@@ -191,15 +191,13 @@ impl Handlers {
             Ok(request) => request,
             Err(error) => return Response::error(400, error.code, &error.message),
         };
-        let caller = header(request, USER_HEADER).and_then(|user| Id::parse(user).ok());
-        let publisher = caller.clone().map_or(PublisherName::Service, PublisherName::Backend);
-        let Ok(counts) = self.parts.hub.notify(publisher, deliveries) else {
+        let Ok(counts) = self.parts.hub.notify(publisher(request), deliveries) else {
             return Response::unavailable("the service is shutting down");
         };
         log::info!(
             conn = connection(request),
             peer = peer(request),
-            user = caller.as_ref().map_or("", Id::as_str),
+            user = header(request, USER_HEADER).unwrap_or_default(),
             notifications = counts.len(),
             delivered = counts.iter().sum::<usize>();
             "notify"
@@ -231,6 +229,12 @@ fn body(request: &mut Request) -> io::Result<Vec<u8>> {
 
 fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
     request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str())
+}
+
+/// Whose notifications wait together; the gate sends the user with every request that has a token.
+fn publisher(request: &Request) -> PublisherName {
+    let user = header(request, USER_HEADER).and_then(|user| Id::parse(user).ok());
+    user.map_or(PublisherName::Service, PublisherName::Backend)
 }
 
 /// Number of the connection; the gate sends it with every request.
