@@ -1,4 +1,4 @@
-//! Prints a token for trying the service out, signed with its `JWT_SECRET`, and nothing else.
+//! Prints a token for trying out the service, signed with its `JWT_SECRET`.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -31,7 +31,7 @@ Exit code: 0, or 1 without a JWT_SECRET, or 2 for a bad argument.
 
 const VERSION: &str = concat!("token_gen ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// A hundred years: far enough, and no reader of the claims need fear for its integers.
+/// A hundred years; longer times could overflow the integers of those who read the claims.
 const MAX_TTL_SECONDS: u64 = 876_000 * 3600;
 
 fn main() -> ExitCode {
@@ -59,7 +59,7 @@ fn print(output: &str) -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    // Where stderr is closed too, the exit code alone tells.
+    // If stderr is closed, the exit code is all that tells.
     let _ = writeln!(io::stderr(), "token_gen: {failure}");
     match failure {
         Failure::Argument(_) => ExitCode::from(2),
@@ -73,14 +73,14 @@ enum Failure {
     /// The command line is wrong.
     #[error("{0} (see --help)")]
     Argument(String),
-    /// It is right, but the secret, the clock or stdout is not.
+    /// Something is wrong with the secret, the clock or stdout.
     #[error("{0}")]
     Other(String),
 }
 
 impl From<lexopt::Error> for Failure {
     fn from(error: lexopt::Error) -> Self {
-        // Escaped, since some of lexopt's messages quote the argument as it came.
+        // Without control characters, since some of lexopt's messages repeat the argument as it is.
         Self::Argument(error.to_string().replace(char::is_control, "?"))
     }
 }
@@ -142,7 +142,7 @@ fn role(arguments: &mut Parser) -> Result<String, Failure> {
 
 fn ttl_seconds(ttl: &str) -> Result<u64, Failure> {
     parse_duration(ttl)
-        // A token cannot say parts of a second.
+        // `exp` is written in whole seconds.
         .filter(|ttl| ttl.subsec_nanos() == 0)
         .map(|ttl| ttl.as_secs())
         .filter(|seconds| (1..=MAX_TTL_SECONDS).contains(seconds))

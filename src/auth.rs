@@ -1,5 +1,5 @@
-//! Who a token belongs to, and whether they may join a room: by the rules over the claims, or by a
-//! backend's word.
+//! Authentication (whose is a token?) and authorization (may they join this room?). The second is decided
+//! by rules over the token's claims, or by asking a backend.
 
 mod backend;
 mod role;
@@ -29,7 +29,7 @@ pub enum Verdict {
     Failed,
 }
 
-/// Decides who may join; clones share the backend, whose threads end with the last of them.
+/// Decides who may join a room. Clones share one backend; its threads end when the last clone is dropped.
 #[derive(Clone)]
 pub struct Authorizer(Judge);
 
@@ -45,8 +45,8 @@ impl Authorizer {
         Self(Judge::Rules(policy))
     }
 
-    /// Asks the backend at `url`, a checked `BACKEND_URL`, on threads named `authz…`: one from the
-    /// start that keeps the answers, up to [`BACKEND_CALLS`](crate::config::BACKEND_CALLS) that call.
+    /// Asks the backend at `url`, a checked `BACKEND_URL`, on threads named `authz…`: one that
+    /// keeps the answers, and up to [`BACKEND_CALLS`](crate::config::BACKEND_CALLS) that make the calls.
     ///
     /// # Errors
     /// When the system has no thread left.
@@ -65,23 +65,24 @@ impl Authorizer {
     ) -> Verdict {
         match &self.0 {
             Judge::Rules(policy) => verdict(permits(*policy, identity, room)),
-            // Admins are in this room from the connect on, whatever the backend thinks.
+            // Admins were put into this room when they connected, so the backend is not asked.
             Judge::Backend(_) if identity.is_admin() && room.kind() == RoomKind::Admins => {
                 Verdict::Allowed
             }
-            // Encoded or not, a proxy may resolve the dots and ask for another path; no such id exists.
+            // `.` and `..` as a path segment: a proxy in front of the backend could resolve them, encoded
+            // or not, and ask about another path. No real id looks like this.
             Judge::Backend(_) if has_dot_segment(room) => Verdict::Denied,
             Judge::Backend(backend) => backend.ask(&identity.user_id, room, give_up),
         }
     }
 
-    /// Whether [`Self::may_join`] is instant, so that nothing is gained by asking the hub first whether
-    /// the connection is in the room already.
+    /// Whether [`Self::may_join`] answers without a call to a backend. Only where it does not is it worth
+    /// asking the hub first whether the connection is in the room already.
     pub fn is_local(&self) -> bool {
         matches!(self.0, Judge::Rules(_))
     }
 
-    /// Counts of the backend's calls, when there is a backend.
+    /// Counts and durations of backend calls; `None` without a backend.
     pub fn stats(&self) -> Option<&BackendStats> {
         match &self.0 {
             Judge::Rules(_) => None,

@@ -1,5 +1,4 @@
-//! Between instances: what is published here reaches the connections of every other instance, and
-//! the other way round (DESIGN section 6).
+//! Connects the instances of the service: what one publishes reaches the clients of all others.
 //!
 //! The hub knows only the trait [`PubSub`], which [`RedisPubSub`] implements.
 //!
@@ -28,20 +27,20 @@ use crate::hub::{Delivery, Target};
 pub use self::redis::RedisPubSub;
 pub use counters::{BridgeCounters, DropReason};
 
-/// Messages that wait for the broker at most.
+/// Most messages that wait for the broker.
 pub const QUEUE_MESSAGES: usize = 10_000;
-/// Bytes of the payloads that wait for the broker at most: 16 MiB.
+/// Most bytes of payload that wait for the broker: 16 MiB.
 pub const QUEUE_BYTES: usize = 16 * crate::config::MIB;
 
-/// Messages between the instances of the service, over whatever broker.
+/// Carries messages between the instances of the service, over any broker.
 ///
 /// What an implementation (Redis; NATS, RabbitMQ or Kafka would be others) must keep:
 ///
 /// - **Order.** What one instance publishes arrives at each other instance in the order of the
 ///   [`publish`](Self::publish) calls, over all targets. Different publishers have no common order.
-/// - **At most once.** Nothing is handed to the handler twice. A message whose fate is unknown, since
-///   the broker went away in the middle, is counted as lost and never sent again. What cannot be sent
-///   when it is published is dropped and counted, not delivered late.
+/// - **At most once.** Nothing is handed to the handler twice. A message that may or may not have
+///   arrived, since the connection broke before its confirmation, is counted as lost and not sent again.
+///   A message that cannot be sent now is dropped and counted, not delivered late.
 /// - **Own messages.** The handler never sees what its own instance published: the hub has delivered
 ///   that already.
 /// - **Back-pressure.** `publish` never waits and never logs, since the hub calls it: it hands over to
@@ -53,8 +52,8 @@ pub const QUEUE_BYTES: usize = 16 * crate::config::MIB;
 /// - **Foreign messages.** What other systems publish is checked before it reaches the handler; what is
 ///   not understood is counted and dropped.
 pub trait PubSub: Send + Sync {
-    /// Hands one message over; never waits. Only users, rooms and everyone are published: the other
-    /// targets have local meaning.
+    /// Hands one message over, without waiting. Only messages for users, rooms and everyone are published;
+    /// those for other targets stay on this instance.
     ///
     /// # Errors
     /// Why the message was dropped; it is counted already.
@@ -72,10 +71,10 @@ pub trait PubSub: Send + Sync {
     /// What passed and what was dropped, for `/metrics`.
     fn counters(&self) -> &Arc<BridgeCounters>;
 
-    /// Takes no more, publishes what is queued and ends the threads; returns when they have ended.
+    /// Refuses further messages, publishes what is queued, and waits until the threads have ended.
     ///
     /// # Errors
-    /// When they had not by `deadline`.
+    /// When they have not ended by `deadline`.
     fn close(&self, deadline: Instant) -> Result<(), NotClosed>;
 }
 
@@ -110,8 +109,8 @@ pub struct Outgoing {
     pub payload: Bytes,
 }
 
-/// Takes what arrives, in order, on one thread; may block. `Break` says that nobody takes deliveries
-/// any more, and ends the subscription.
+/// Takes the messages that arrive, in order, on one thread; may block. It returns `Break` when nobody wants
+/// messages any more, which ends the subscription.
 pub type Handler = Box<dyn FnMut(Delivery) -> ControlFlow<()> + Send>;
 
 /// The threads had not ended at the deadline.

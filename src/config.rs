@@ -1,4 +1,4 @@
-//! The settings, and numbers that are not settings.
+//! The settings, and the fixed numbers that several modules use.
 //!
 //! A [`Config`] is complete and checked: nothing later in the program reads the environment or doubts a
 //! value. [`SETTINGS`] has every setting's name, default and meaning.
@@ -33,7 +33,7 @@ pub const MAX_BATCH: usize = 100;
 pub const MAX_EVENT_BYTES: usize = 128;
 /// Longest room name, in bytes.
 pub const MAX_ROOM_BYTES: usize = 128;
-/// Longest id in a token, in bytes.
+/// Longest id of a user, seller or client, in bytes.
 pub const MAX_ID_BYTES: usize = 128;
 /// Shortest `JWT_SECRET` in production, in bytes: the output size of SHA-256 (RFC 7518, section 3.2).
 pub const MIN_PRODUCTION_SECRET_BYTES: usize = 32;
@@ -114,12 +114,13 @@ pub enum Environment {
     Production,
 }
 
-/// Who may join a room when no backend decides (DESIGN section 4).
+/// Who may join a room when no backend decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoomPolicy {
-    /// The marketplace's own table: roles see all rooms of their kind, other rooms are public.
+    /// The marketplace's own rules: sellers may join all seller rooms, clients all client rooms, and
+    /// everyone all rooms without a known prefix.
     Open,
-    /// Ids must match, other rooms are for admins.
+    /// The id in the room's name must be one of the token's; rooms without a known prefix are for admins.
     Strict,
 }
 
@@ -237,7 +238,7 @@ pub struct Config {
     pub body_timeout: Duration,
     /// `PING_INTERVAL`, default 30 s: silence before a ping, and again before the cut.
     pub ping_interval: Duration,
-    /// `SHUTDOWN_TIMEOUT`, default 10 s: the process exits at its end, come what may.
+    /// `SHUTDOWN_TIMEOUT`, default 10 s: after it the process exits, whatever has not ended.
     pub shutdown_timeout: Duration,
     /// `MAX_MESSAGE_SIZE`, default 8 KiB: one WebSocket message, fragments added up.
     pub max_message_bytes: usize,
@@ -250,7 +251,7 @@ impl Config {
     pub fn new(secret: impl Into<String>) -> Self {
         match Self::read(&Lookup(&|_| None), Secret::new(secret)) {
             Ok(config) => config,
-            // A test reads all of them.
+            // Cannot happen: a test reads all defaults.
             Err(error) => unreachable!("a default is bad: {error}"),
         }
     }
@@ -321,7 +322,7 @@ impl Config {
     }
 }
 
-/// The address that `BIND_ADDR` and `PORT` name, for whoever wants to reach the service, not be it.
+/// The address of `BIND_ADDR` and `PORT` alone, for a process that wants to reach the service.
 ///
 /// # Errors
 /// When one of the two is bad.

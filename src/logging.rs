@@ -1,8 +1,8 @@
 //! The backend of the `log` macros: a bounded channel to one thread, which prints lines of text through
 //! simple_logger, or one JSON object per line.
 //!
-//! Logging never blocks, and never panics, the thread that logs: a line that finds the channel full, or
-//! stdout closed, is dropped and counted, and once lines get through again one says how many were lost.
+//! A thread that logs is never blocked and never panics. When the channel is full or stdout is closed, the
+//! line is dropped and counted; when lines can be printed again, one says how many were lost.
 //!
 //! What a peer chose belongs in a key-value, not in the message:
 //! `info!(conn = 42, user = id; "connected")` prints `connected conn=42 user=u1`. Message, keys and values
@@ -27,27 +27,27 @@ use time::OffsetDateTime;
 use crate::config::LogFormat;
 use crate::runtime::clock::Timestamp;
 
-/// Lines that wait for the thread. With [`LINE_BYTES`] it bounds the memory of a stalled stdout: 16 MiB.
+/// Most lines that wait for the thread. With [`LINE_BYTES`], a stalled stdout costs at most 16 MiB.
 const QUEUE_LINES: usize = 4096;
 
-/// Bytes of message and key-values after which a line is cut; what closes it comes on top.
+/// A line is cut after so many bytes of message and key-values; only the closing characters follow.
 const LINE_BYTES: usize = 4096;
 
-/// Name of the thread; its panics are println!'s complaint about a closed stdout, and are not reported.
+/// Name of the thread. When it panics, println! found stdout closed; such panics are not reported.
 const THREAD_NAME: &str = "log";
 
-/// Age from which a line of text says when it was logged, since simple_logger stamps what it prints.
+/// simple_logger writes the time of printing. A line that waited this long also says when it was logged.
 const LATE: Duration = Duration::from_secs(1);
 
-/// How long a stdout that failed is left alone: a panic of println! for each line would cost much more
-/// than the lines are worth, and delay the end of the process.
+/// After stdout failed, how long nothing is printed. Each attempt is a panic of println!, which is costly and
+/// would delay the end of the process.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How long a [`Printer`] that is dropped rather than flushed waits for the lines.
+/// How long the drop of a [`Printer`] waits for queued lines.
 const DROP_DEADLINE: Duration = Duration::from_millis(500);
 
-/// Where records of this crate come from; those of others pass only from [`Level::Warn`] up, since their
-/// chatter is of no use here and might carry what must not be logged.
+/// The log target of this crate. Other crates are only heard from [`Level::Warn`] up: their lower levels are
+/// of no use here, and might contain secrets.
 const OWN_TARGET: &str = env!("CARGO_CRATE_NAME");
 
 static DROPPED_LINES: AtomicU64 = AtomicU64::new(0);
@@ -63,12 +63,12 @@ pub enum InitError {
     Taken(#[source] SetLoggerError),
 }
 
-/// Owner of the thread that prints. Dropping it lets queued lines out for at most 500 ms.
+/// Owns the thread that prints. Its drop waits up to 500 ms for queued lines.
 #[derive(Debug)]
 #[must_use = "dropping it ends logging"]
 pub struct Printer {
     entries: Sender<Entry>,
-    /// Disconnected when the thread has ended, which a `JoinHandle` does not tell with a deadline.
+    /// Disconnected when the thread has ended. A `JoinHandle` cannot be waited for with a deadline.
     ended: Receiver<Infallible>,
     thread: Option<JoinHandle<()>>,
 }
@@ -133,7 +133,7 @@ impl Drop for Printer {
 /// What travels to the thread.
 #[derive(Debug)]
 enum Entry {
-    /// Boxed, since the channel allocates all its places at once.
+    /// Boxed, since the channel allocates memory for all its entries at once.
     Line(Box<Line>),
     Stop,
 }
@@ -183,7 +183,7 @@ impl Log for Backend {
         }
     }
 
-    /// Does nothing: it would have to block. [`Printer::flush`] lets the lines out.
+    /// Does nothing, since it would have to block; use [`Printer::flush`].
     fn flush(&self) {}
 }
 
@@ -195,11 +195,11 @@ fn count_dropped() {
     DROPPED_LINES.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The thread's side: prints, and tells what could not be printed.
+/// The printing thread's state.
 struct Stdout {
     format: LogFormat,
     simple: SimpleLogger,
-    /// How many of [`DROPPED_LINES`] have been told.
+    /// How many dropped lines the log has told of.
     told: u64,
     /// Lines printed since the drops were last looked at.
     since: usize,
@@ -219,8 +219,8 @@ impl Stdout {
                 continue;
             }
             self.since += 1;
-            // The queued lines are older than the dropped ones, so the notice goes behind them; under
-            // a load that never lets the queue run dry, behind as many as it holds.
+            // Queued lines are older than the dropped ones, so the notice is printed behind them. If the
+            // queue never runs empty, it is printed after as many lines as the queue holds.
             if waiting.is_empty() || self.since >= QUEUE_LINES {
                 self.tell_drops();
             }
@@ -269,7 +269,7 @@ impl Stdout {
         } else {
             String::new()
         };
-        // println! panics when stdout is closed or its disk is full. The hook is silent about it.
+        // println! panics when stdout is closed or the disk is full; the panic hook ignores that.
         panic::catch_unwind(AssertUnwindSafe(|| {
             self.simple.log(
                 &Record::builder()
@@ -357,7 +357,7 @@ impl Draft {
     }
 
     fn pairs(&mut self, record: &Record<'_>) {
-        // Fails only where a value's own formatting does; the pairs before it stand.
+        // An error means that a value could not be formatted; the pairs before it are kept.
         let _ = record.key_values().visit(self);
     }
 
@@ -459,8 +459,8 @@ fn is_plain_word(value: &str) -> bool {
         && value.chars().all(|c| is_visible(c) && !matches!(c, ' ' | '"' | '=' | '\\'))
 }
 
-/// Whether `c` shows, as itself, where it stands: std's table of what `{:?}` prints unchanged, which
-/// leaves out controls, format and bidirectional characters, odd spaces and combining marks.
+/// Whether `c` is a visible character: one that `{:?}` prints unchanged. It escapes control, format and
+/// bidirectional characters, unusual spaces and combining marks.
 fn is_visible(c: char) -> bool {
     matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
 }
@@ -487,10 +487,10 @@ fn escape_json(body: &mut String, c: char) {
     }
 }
 
-/// Formats no more of `value` than a line can hold, plus one character, by which the line knows it was cut.
+/// Formats at most one character more than a line can hold; by this one the line is known to be cut.
 fn bounded_text(value: &fmt::Arguments<'_>) -> String {
     let mut text = Bounded(String::new());
-    // An error is the bound's, or the value's own; what there is until then is printed.
+    // An error means that the limit is reached, or that formatting failed; what was written is printed.
     let _ = text.write_fmt(*value);
     text.0
 }

@@ -17,7 +17,7 @@ use signal_hook::iterator::Signals;
 
 /// How long queued log lines may take to get out at the end.
 const LOG_FLUSH: Duration = Duration::from_millis(500);
-/// For the whole question of `healthcheck`.
+/// How long `healthcheck` may take.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the command line asks for.
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         Err(Failure::Usage(line)) => (2, format!("{line} (see --help)")),
         Err(Failure::Other(line)) => (1, line),
     };
-    // Where stderr is closed too, the exit code alone tells.
+    // If stderr is closed, the exit code is all that tells.
     let _ = writeln!(io::stderr(), "realtime_service: {line}");
     ExitCode::from(code)
 }
@@ -142,7 +142,7 @@ fn watch_signals() -> io::Result<Receiver<i32>> {
     let (sender, receiver): (Sender<i32>, _) = bounded(2);
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            // Two are all that anyone waits for.
+            // The second is for whoever does not want to wait for the shutdown.
             let _ = sender.try_send(signal);
         }
     })?;

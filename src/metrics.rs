@@ -1,7 +1,7 @@
 //! `GET /metrics`: counters and gauges as Prometheus reads them (OpenMetrics text).
 //!
-//! What the hub knows it counts in plain numbers of its own (`hub::Stats`), which a scrape asks for like
-//! any other event; counting costs it nothing else. What others count is in the families here.
+//! The hub counts in plain numbers of its own (`hub::Stats`), since it counts on the hot path; a scrape asks
+//! for a copy. Everyone else counts in families of prometheus-client, which are registered here.
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -143,13 +143,13 @@ impl Default for Counters {
     }
 }
 
-/// Renders the text.
+/// Renders the text of `/metrics`.
 pub struct Metrics {
     registry: Registry,
 }
 
 impl Metrics {
-    /// Over these sources.
+    /// Registers everything that is counted.
     pub fn new(
         counters: &Counters,
         hub: HubHandle,
@@ -248,7 +248,7 @@ impl Collector for Scrape {
     }
 }
 
-/// Writes metrics whose numbers are at hand.
+/// Writes metrics that have no family, from numbers read for this scrape.
 struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {

@@ -1,4 +1,4 @@
-//! What stands on the wire: rooms, messages, frames, close codes, and the marketplace's models.
+//! What is sent and received: ids, rooms, messages, frames, close codes, and the marketplace's models.
 
 pub mod close;
 mod frame;

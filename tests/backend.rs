@@ -9,87 +9,22 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::json;
-use support::{Client, Service, token_with, unix_now, until};
+use support::{ALLOW, Backend, Client, DENY, hang, respond, token_with, unix_now, until};
 
-const ALLOW: &str = r#"{"allowed":true}"#;
-const DENY: &str = r#"{"allowed":false}"#;
-
-/// Answers a request target with a status line's rest and a body, or never.
-type Answer = dyn Fn(&str) -> Option<(&'static str, String)> + Send + Sync;
-
-/// A backend on a free port that notes what it is asked.
-struct Backend {
-    addr: SocketAddr,
-    targets: Arc<Mutex<Vec<String>>>,
-}
-
-impl Backend {
-    fn start(
-        answer: impl Fn(&str) -> Option<(&'static str, String)> + Send + Sync + 'static,
-    ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = listener.local_addr().unwrap();
-        let targets = Arc::new(Mutex::new(Vec::new()));
-        let (noted, answer) = (Arc::clone(&targets), Arc::new(answer));
-        // The thread ends with the process of the test.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let (noted, answer) = (Arc::clone(&noted), Arc::clone(&answer));
-                std::thread::spawn(move || serve(stream, &noted, &*answer));
-            }
-        });
-        Self { addr, targets }
-    }
-
-    /// Answers `{"allowed":true}` at once, except to targets with `slow`, which wait for the sender.
-    fn with_slow_rooms() -> (Self, Sender<()>) {
-        let (release, released): (_, Receiver<()>) = unbounded();
-        let backend = Self::start(move |target| {
-            if target.contains("slow") {
-                let _ = released.recv();
-            }
-            Some(("200 OK", ALLOW.into()))
-        });
-        (backend, release)
-    }
-
-    fn service(&self) -> Service {
-        let url = format!("http://{}/base/", self.addr);
-        Service::with(&[("BACKEND_URL", &url), ("RATE_LIMIT", "0")])
-    }
-
-    fn targets(&self) -> Vec<String> {
-        self.targets.lock().unwrap().clone()
-    }
-
-    fn wait_for_calls(&self, calls: usize) {
-        until(&format!("{calls} calls"), || self.targets().len() >= calls);
-    }
-}
-
-fn serve(mut stream: TcpStream, noted: &Mutex<Vec<String>>, answer: &Answer) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-    while let Some(request) = lines.next() {
-        while lines.next().is_some_and(|line| !line.is_empty()) {}
-        let target = request.split(' ').nth(1).unwrap().to_owned();
-        noted.lock().unwrap().push(target.clone());
-        let Some((status, body)) = answer(&target) else {
-            // Keeps the connection, and says nothing until the caller gives up.
-            let _ = lines.next();
-            return;
-        };
-        let length = body.len();
-        if write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}").is_err() {
-            return;
+/// Lets everyone in at once, but answers about rooms with `slow` only when the sender says so.
+fn with_slow_rooms() -> (Backend, Sender<()>) {
+    let (release, released): (_, Receiver<()>) = unbounded();
+    let backend = Backend::deciding(move |target| {
+        if target.contains("slow") {
+            let _ = released.recv();
         }
-    }
+        true
+    });
+    (backend, release)
 }
 
 fn error(code: &str, text: &str) -> String {
@@ -107,25 +42,27 @@ fn join(client: &mut Client, room: &str) -> String {
 
 #[test]
 fn only_a_200_that_says_so_lets_in() {
-    let backend = Backend::start(|target| {
+    let endless = "x".repeat(1 << 20);
+    let backend = Backend::start(move |target, stream| {
         let (_, room) = target.split_once("room=").unwrap();
-        Some(match room.split('&').next().unwrap() {
-            "allowed" => ("200 OK", ALLOW.into()),
-            "spacious" => ("200 OK", " {\"more\" : 1, \"allowed\" : true }\n".into()),
-            "denied" => ("200 OK", DENY.into()),
-            "created" => ("201 Created", ALLOW.into()),
-            "moved" => ("302 Found\r\nLocation: /base/ws/can_join?room=allowed", ALLOW.into()),
-            "forbidden" => ("403 Forbidden", ALLOW.into()),
-            "unknown" => ("404 Not Found", String::new()),
-            "broken" => ("500 Internal Server Error", "oops".into()),
-            "empty" => ("200 OK", String::new()),
-            "text" => ("200 OK", "yes".into()),
-            "string" => ("200 OK", r#"{"allowed":"true"}"#.into()),
-            "null" => ("200 OK", "null".into()),
-            "array" => ("200 OK", "[true]".into()),
-            "absent" => ("200 OK", "{}".into()),
-            _ => ("200 OK", "x".repeat(1 << 20)),
-        })
+        let (status, body) = match room.split('&').next().unwrap() {
+            "allowed" => ("200 OK", ALLOW),
+            "spacious" => ("200 OK", " {\"more\" : 1, \"allowed\" : true }\n"),
+            "denied" => ("200 OK", DENY),
+            "created" => ("201 Created", ALLOW),
+            "moved" => ("302 Found\r\nLocation: /base/ws/can_join?room=allowed", ALLOW),
+            "forbidden" => ("403 Forbidden", ALLOW),
+            "unknown" => ("404 Not Found", ""),
+            "broken" => ("500 Internal Server Error", "oops"),
+            "empty" => ("200 OK", ""),
+            "text" => ("200 OK", "yes"),
+            "string" => ("200 OK", r#"{"allowed":"true"}"#),
+            "null" => ("200 OK", "null"),
+            "array" => ("200 OK", "[true]"),
+            "absent" => ("200 OK", "{}"),
+            _ => ("200 OK", endless.as_str()),
+        };
+        respond(stream, status, body)
     });
     let service = backend.service();
     let mut client = service.client("7", "");
@@ -144,7 +81,7 @@ fn only_a_200_that_says_so_lets_in() {
 
 #[test]
 fn each_kind_of_room_has_its_path_and_every_part_is_encoded() {
-    let backend = Backend::start(|_| Some(("200 OK", ALLOW.into())));
+    let backend = Backend::deciding(|_| true);
     let service = backend.service();
     let claims = json!({"sub": "a/b?c&d=e%2F+~", "exp": unix_now() + 60});
     let mut client = Client::connect(service.addr(), &token_with(claims));
@@ -173,8 +110,10 @@ fn each_kind_of_room_has_its_path_and_every_part_is_encoded() {
 
 #[test]
 fn a_silent_backend_is_a_server_error_and_deliveries_go_on_meanwhile() {
-    let backend =
-        Backend::start(|target| (!target.contains("silent")).then(|| ("200 OK", ALLOW.to_owned())));
+    let backend = Backend::start(|target, stream| match target.contains("silent") {
+        true => hang(stream),
+        false => respond(stream, "200 OK", ALLOW),
+    });
     let service = backend.service();
     let (mut waiting, mut other) = (service.client("7", ""), service.client("8", ""));
     waiting.join("lobby");
@@ -202,7 +141,7 @@ fn a_silent_backend_is_a_server_error_and_deliveries_go_on_meanwhile() {
 
 #[test]
 fn a_client_s_messages_keep_their_order_while_the_backend_is_asked() {
-    let (backend, release) = Backend::with_slow_rooms();
+    let (backend, release) = with_slow_rooms();
     let service = backend.service();
     let (mut client, mut other) = (service.client("7", ""), service.client("8", ""));
     client.join("lobby");
@@ -224,7 +163,7 @@ fn a_client_s_messages_keep_their_order_while_the_backend_is_asked() {
 
 #[test]
 fn equal_questions_share_a_call_and_others_run_beside_it() {
-    let (backend, release) = Backend::with_slow_rooms();
+    let (backend, release) = with_slow_rooms();
     let service = backend.service();
     let mut equal: Vec<_> = (0..8).map(|_| service.client("7", "")).collect();
     for client in &mut equal {
@@ -246,10 +185,7 @@ fn equal_questions_share_a_call_and_others_run_beside_it() {
 
 #[test]
 fn answers_are_kept_for_a_while() {
-    let backend = Backend::start(|target| {
-        let body = if target.contains("order") { DENY } else { ALLOW };
-        Some(("200 OK", body.into()))
-    });
+    let backend = Backend::deciding(|target| !target.contains("order"));
     let service = backend.service();
     let mut client = service.client("7", "");
     for _ in 0..3 {
@@ -272,10 +208,7 @@ fn answers_are_kept_for_a_while() {
 
 #[test]
 fn a_broadcast_asks_only_for_who_is_no_member() {
-    let backend = Backend::start(|target| {
-        let body = if target.contains("user_id=9") { DENY } else { ALLOW };
-        Some(("200 OK", body.into()))
-    });
+    let backend = Backend::deciding(|target| !target.contains("user_id=9"));
     let service = backend.service();
     let (mut member, mut permitted, mut stranger) =
         (service.client("7", ""), service.client("8", ""), service.client("9", ""));
@@ -294,7 +227,7 @@ fn a_broadcast_asks_only_for_who_is_no_member() {
 
 #[test]
 fn admins_are_in_their_room_without_a_question() {
-    let backend = Backend::start(|_| Some(("200 OK", DENY.into())));
+    let backend = Backend::deciding(|_| false);
     let service = backend.service();
     let mut admin = service.client("1", "admin");
     admin.assert_quiet();
@@ -307,7 +240,7 @@ fn admins_are_in_their_room_without_a_question() {
 
 #[test]
 fn a_shutdown_does_not_wait_for_the_backend() {
-    let backend = Backend::start(|_| None);
+    let backend = Backend::start(|_, stream| hang(stream));
     let service = backend.service();
     let mut client = service.client("7", "");
     ask_to_join(&mut client, "lobby");

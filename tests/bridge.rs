@@ -6,10 +6,11 @@
     reason = "a test fails by panicking"
 )]
 
+mod support;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::ControlFlow;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,107 +24,17 @@ use realtime_service::hub::Target;
 use realtime_service::protocol::{Id, Room, frame_payload};
 use realtime_service::runtime::count::Kind;
 use realtime_service::runtime::threads::Threads;
+use support::{PATIENCE, Redis, free_port, run, until};
 
-/// No step of a test takes longer.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Delivery resumes within this of the return of Redis.
 const RESUMED: Duration = Duration::from_secs(5);
-
-/// A redis-server on a free port, ended with the test.
-struct Redis {
-    child: Child,
-    port: u16,
-    dir: std::path::PathBuf,
-}
-
-impl Redis {
-    fn start() -> Self {
-        Self::start_at(free_port())
-    }
-
-    fn start_at(port: u16) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("bridge-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--appendonly", "no", "--dir"])
-            .arg(&dir)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed");
-        let redis = Self { child, port, dir };
-        redis.wait();
-        redis
-    }
-
-    fn wait(&self) {
-        until("redis-server answers", || {
-            let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
-            client
-                .get_connection_with_timeout(Duration::from_secs(1))
-                .is_ok_and(|mut c| redis::cmd("PING").exec(&mut c).is_ok())
-        });
-    }
-
-    fn config(&self) -> RedisConfig {
-        config(&format!("127.0.0.1:{}", self.port))
-    }
-
-    /// A connection of the test itself.
-    fn admin(&self) -> redis::Connection {
-        let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
-        let connection = client.get_connection_with_timeout(PATIENCE).unwrap();
-        connection.set_read_timeout(Some(PATIENCE)).unwrap();
-        connection
-    }
-
-    fn run(&self, command: &[&str]) -> redis::Value {
-        run(&mut self.admin(), command)
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)
-            .unwrap();
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        *self = Self::start_at(self.port);
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-fn run(connection: &mut redis::Connection, command: &[&str]) -> redis::Value {
-    redis::cmd(command[0]).arg(&command[1..]).query(connection).unwrap()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 fn config(addr: &str) -> RedisConfig {
     RedisConfig { addr: Secret::new(addr), password: None, prefix: String::new() }
 }
 
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+fn config_of(redis: &Redis) -> RedisConfig {
+    config(&redis.addr())
 }
 
 /// A count from Redis' statistics of commands.
@@ -234,7 +145,7 @@ fn resumes(from: &Instance, to: &Instance, mut n: usize) -> usize {
 #[test]
 fn two_instances_exchange_in_order_without_duplicates() {
     let redis = Redis::start();
-    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let (a, b) = (Instance::connected(&config_of(&redis)), Instance::connected(&config_of(&redis)));
     let targets = [
         room("order-1"),
         room("seller-5"),
@@ -266,8 +177,8 @@ fn two_instances_exchange_in_order_without_duplicates() {
 #[test]
 fn foreign_messages_and_events_arrive_and_junk_harms_nothing() {
     let redis = Redis::start();
-    let a = Instance::connected(&redis.config());
-    let mut admin = redis.admin();
+    let a = Instance::connected(&config_of(&redis));
+    let mut admin = redis.connection();
     let mut publish = |channel: &str, payload: &[u8]| {
         redis::cmd("PUBLISH").arg(channel).arg(payload).exec(&mut admin).unwrap();
     };
@@ -325,10 +236,10 @@ fn foreign_messages_and_events_arrive_and_junk_harms_nothing() {
 #[test]
 fn what_an_instance_writes_is_plain_json_with_one_leading_member() {
     let redis = Redis::start();
-    let mut listener = redis.admin();
+    let mut listener = redis.connection();
     let mut listener = listener.as_pubsub();
     listener.subscribe("ws:room:order-1").unwrap();
-    let a = Instance::connected(&redis.config());
+    let a = Instance::connected(&config_of(&redis));
     for n in 0..2 {
         a.publish(&room("order-1"), &numbered(n)).unwrap();
     }
@@ -344,7 +255,7 @@ fn what_an_instance_writes_is_plain_json_with_one_leading_member() {
 #[test]
 fn a_prefix_with_glob_characters_separates_systems() {
     let redis = Redis::start();
-    let with = |prefix: &str| RedisConfig { prefix: prefix.to_owned(), ..redis.config() };
+    let with = |prefix: &str| RedisConfig { prefix: prefix.to_owned(), ..config_of(&redis) };
     let odd = "a*[b]?\\ ü:";
     let (a, b) = (Instance::connected(&with(odd)), Instance::connected(&with(odd)));
     // A pattern that was not escaped would match these too.
@@ -366,13 +277,13 @@ fn a_prefix_with_glob_characters_separates_systems() {
 fn passwords_users_and_databases_are_honoured() {
     let redis = Redis::start();
     let odd = "p@ss:/?#%41 \"'\\{}$ü";
-    let mut admin = redis.admin();
+    let mut admin = redis.connection();
     run(&mut admin, &["ACL", "SETUSER", "bob", "on", &format!(">{odd}"), "~*", "&*", "+@all"]);
     run(&mut admin, &["ACL", "SETUSER", "eve", "on", ">s%3F", "~*", "&*", "+@all"]);
     run(&mut admin, &["CONFIG", "SET", "requirepass", odd]);
-    let at = format!("127.0.0.1:{}", redis.port);
+    let at = redis.addr();
     let password = || Some(Secret::new(odd));
-    let a = Instance::connected(&RedisConfig { password: password(), ..redis.config() });
+    let a = Instance::connected(&RedisConfig { password: password(), ..config_of(&redis) });
     let bob = config(&format!("redis://bob@{at}/3"));
     let b = Instance::connected(&RedisConfig { password: password(), ..bob });
     let c = Instance::connected(&config(&format!("redis://eve:s%253F@{at}")));
@@ -387,12 +298,12 @@ fn passwords_users_and_databases_are_honoured() {
 #[test]
 fn a_refused_password_is_tried_again() {
     let redis = Redis::start();
-    let mut admin = redis.admin();
+    let mut admin = redis.connection();
     run(&mut admin, &["CONFIG", "SET", "requirepass", "right"]);
-    let with = |p: &str| RedisConfig { password: Some(Secret::new(p)), ..redis.config() };
+    let with = |p: &str| RedisConfig { password: Some(Secret::new(p)), ..config_of(&redis) };
     let a = Instance::connected(&with("right"));
     let b = Instance::start(&with("other"));
-    let none = Instance::start(&redis.config());
+    let none = Instance::start(&config_of(&redis));
     until("refusals", || {
         let of_b = stat(&mut admin, "cmdstat_auth", "failed_calls");
         of_b >= 4 && stat(&mut admin, "cmdstat_publish", "rejected_calls") >= 2
@@ -409,13 +320,13 @@ fn a_refused_password_is_tried_again() {
 #[test]
 fn a_refused_subscription_is_not_connected_and_heals() {
     let redis = Redis::start();
-    let a = Instance::connected(&redis.config());
+    let a = Instance::connected(&config_of(&redis));
     for (refuse, allow) in [("resetchannels", "allchannels"), ("-psubscribe", "+psubscribe")] {
         redis.run(&["ACL", "SETUSER", "bob", "on", "nopass", "~*", "&*", "+@all", refuse]);
-        let bob = config(&format!("redis://bob:x@127.0.0.1:{}", redis.port));
+        let bob = config(&format!("redis://bob:x@{}", redis.addr()));
         let b = Instance::start(&bob);
         until("it was refused twice", || {
-            stat(&mut redis.admin(), "cmdstat_psubscribe", "rejected_calls") >= 2
+            stat(&mut redis.connection(), "cmdstat_psubscribe", "rejected_calls") >= 2
         });
         assert_eq!(b.bridge.state(), BridgeState::Disconnected);
         redis.run(&["ACL", "SETUSER", "bob", allow]);
@@ -428,27 +339,38 @@ fn a_refused_subscription_is_not_connected_and_heals() {
 #[test]
 fn a_hung_redis_delays_nobody_and_resumes() {
     let redis = Redis::start();
-    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
-    redis.signal(rustix::process::Signal::STOP);
+    let (a, b) = (Instance::connected(&config_of(&redis)), Instance::connected(&config_of(&redis)));
     let mut n = 0;
-    let mut slowest = Duration::ZERO;
+    let mut publish = || {
+        n += 1;
+        let _ = a.publish(&Target::Everyone, &numbered(n));
+    };
+    // Had a publisher waited for Redis, the silence would be noticed before more is taken than the queue
+    // holds; so it is on a slow machine, which tries again.
+    until("a full queue before the silence is noticed", || {
+        a.wait_for("connected");
+        redis.signal("STOP");
+        while a.bridge.state() == BridgeState::Connected && a.dropped(DropReason::QueueFull) == 0 {
+            publish();
+        }
+        let full = a.dropped(DropReason::QueueFull) > 0;
+        if !full {
+            redis.signal("CONT");
+        }
+        full
+    });
     let start = Instant::now();
     while a.bridge.state() == BridgeState::Connected {
         assert!(start.elapsed() < RESUMED, "not noticed");
-        n += 1;
-        let before = Instant::now();
-        let _ = a.publish(&Target::Everyone, &numbered(n));
-        slowest = slowest.max(before.elapsed());
+        publish();
     }
-    eprintln!("noticed after {:?}, {n} messages, slowest publish {slowest:?}", start.elapsed());
-    assert!(slowest < Duration::from_millis(100), "publish waited for {slowest:?}");
-    assert!(a.dropped(DropReason::QueueFull) > 0);
+    eprintln!("noticed after {:?}, {n} messages", start.elapsed());
     assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Disconnected));
     until("what waited is counted", || {
         a.dropped(DropReason::Disconnected) > 0 && a.dropped(DropReason::Lost) > 0
     });
     b.wait_for("disconnected");
-    redis.signal(rustix::process::Signal::CONT);
+    redis.signal("CONT");
     let n = resumes(&a, &b, n);
     resumes(&b, &a, n);
     a.wait_for("connected");
@@ -458,8 +380,8 @@ fn a_hung_redis_delays_nobody_and_resumes() {
 #[test]
 fn a_hung_redis_does_not_hold_up_the_end() {
     let redis = Redis::start();
-    let a = Instance::connected(&redis.config());
-    redis.signal(rustix::process::Signal::STOP);
+    let a = Instance::connected(&config_of(&redis));
+    redis.signal("STOP");
     for n in 0..QUEUE_MESSAGES {
         let _ = a.publish(&Target::Everyone, &numbered(n));
     }
@@ -467,19 +389,19 @@ fn a_hung_redis_does_not_hold_up_the_end() {
     a.close();
     assert!(start.elapsed() < Duration::from_secs(4), "closed after {:?}", start.elapsed());
     assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Closed));
-    redis.signal(rustix::process::Signal::CONT);
+    redis.signal("CONT");
 }
 
 #[test]
 fn a_killed_redis_is_found_again_each_time() {
     let mut redis = Redis::start();
-    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let (a, b) = (Instance::connected(&config_of(&redis)), Instance::connected(&config_of(&redis)));
     let mut n = 0;
     for _ in 0..5 {
         redis.kill();
         a.wait_for("disconnected");
         b.wait_for("disconnected");
-        redis.restart();
+        redis.start_again();
         n = resumes(&a, &b, n);
         n = resumes(&b, &a, n);
         a.wait_for("connected");
@@ -497,7 +419,7 @@ fn an_absent_redis_is_found_when_it_comes() {
     };
     assert_eq!(a.bridge.state(), BridgeState::Disconnected);
     assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Disconnected));
-    let _redis = Redis::start_at(port);
+    let _redis = Redis::at(port, &[]);
     let n = resumes(&a, &b, 0);
     resumes(&b, &a, n);
     a.wait_for("connected");
@@ -507,7 +429,7 @@ fn an_absent_redis_is_found_when_it_comes() {
 #[test]
 fn a_lost_subscriber_comes_back() {
     let redis = Redis::start();
-    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let (a, b) = (Instance::connected(&config_of(&redis)), Instance::connected(&config_of(&redis)));
     let mut n = 0;
     for _ in 0..3 {
         redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]);
@@ -520,9 +442,9 @@ fn a_lost_subscriber_comes_back() {
 fn a_subscriber_lost_to_a_full_output_buffer_comes_back() {
     let redis = Redis::start();
     redis.run(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 32kb 0 0"]);
-    let a = Instance::connected(&redis.config());
+    let a = Instance::connected(&config_of(&redis));
     let (gate, closed): (Sender<()>, _) = bounded(0);
-    let b = Instance::start_with(&redis.config(), Some(closed));
+    let b = Instance::start_with(&config_of(&redis), Some(closed));
     b.wait_for("connected");
     let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(30_000));
     until("it is cut", || {
@@ -548,8 +470,7 @@ fn a_subscriber_lost_to_a_full_output_buffer_comes_back() {
 #[test]
 fn a_publisher_lost_midway_repeats_nothing() {
     let redis = Redis::start();
-    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
-    let mut admin = redis.admin();
+    let (a, b) = (Instance::connected(&config_of(&redis)), Instance::connected(&config_of(&redis)));
     let mut n = 0;
     let mut accepted = 0;
     for round in 1..=5 {
@@ -558,7 +479,7 @@ fn a_publisher_lost_midway_repeats_nothing() {
             n += 1;
             accepted += u64::from(a.publish(&Target::Everyone, &numbered(n)).is_ok());
         }
-        run(&mut admin, &["CLIENT", "KILL", "TYPE", "normal"]);
+        redis.run(&["CLIENT", "KILL", "TYPE", "normal"]);
         until("it is back", || {
             a.bridge.counters().reconnects() == round && a.bridge.state() == BridgeState::Connected
         });
@@ -592,22 +513,32 @@ fn a_publisher_lost_midway_repeats_nothing() {
 #[test]
 fn closing_publishes_what_is_queued() {
     let redis = Redis::start();
-    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let (a, b) = (Instance::connected(&config_of(&redis)), Instance::connected(&config_of(&redis)));
     for n in 0..5000 {
         a.publish(&Target::Everyone, &numbered(n)).unwrap();
     }
-    let start = Instant::now();
     a.close();
-    let took = start.elapsed();
     assert_eq!(a.bridge.counters().published(), 5000);
     assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Closed));
     for n in 0..5000 {
         assert_eq!(number_of(&b.next()), n);
     }
-    eprintln!("closed after {took:?}");
-    assert!(took < Duration::from_millis(900), "an idle second was waited out: {took:?}");
     b.close();
     b.close();
+}
+
+#[test]
+fn closing_waits_out_no_idle_second() {
+    const INSTANCES: u32 = 20;
+    let redis = Redis::start();
+    let instances: Vec<_> =
+        (0..INSTANCES).map(|_| Instance::connected(&config_of(&redis))).collect();
+    let start = Instant::now();
+    instances.iter().for_each(Instance::close);
+    let took = start.elapsed();
+    eprintln!("{INSTANCES} closed after {took:?}");
+    // One alone might be closed just when its second ends, or on a machine that is busy for a moment.
+    assert!(took < INSTANCES * Duration::from_millis(250), "{took:?}");
 }
 
 /// A way to Redis on which subscriptions can be silenced while their sockets stay open.
@@ -627,12 +558,12 @@ impl Proxy {
             connections: Arc::default(),
         };
         let (silenced, connections) = (proxy.silenced.clone(), proxy.connections.clone());
-        let port = redis.port;
+        let behind = redis.addr();
         // Ends with the process: nothing waits for it.
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let number = connections.fetch_add(1, Ordering::SeqCst) + 1;
-                let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                let server = TcpStream::connect(&behind).unwrap();
                 let (client_too, server_too) =
                     (client.try_clone().unwrap(), server.try_clone().unwrap());
                 let silenced = silenced.clone();
@@ -668,7 +599,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, mut passes: impl FnMut(&[u8]) ->
 fn a_subscription_that_falls_silent_is_made_anew() {
     let redis = Redis::start();
     let proxy = Proxy::start(&redis);
-    let a = Instance::connected(&redis.config());
+    let a = Instance::connected(&config_of(&redis));
     let b = Instance::connected(&config(&format!("127.0.0.1:{}", proxy.port)));
     proxy.silence_subscriptions();
     let n = resumes(&a, &b, 0);
@@ -681,9 +612,10 @@ fn a_subscription_that_falls_silent_is_made_anew() {
 fn a_subscription_without_a_publisher_is_kept_and_pinged() {
     let redis = Redis::start();
     redis.run(&["ACL", "SETUSER", "bob", "on", "nopass", "~*", "&*", "+@all", "-publish"]);
-    let a = Instance::connected(&redis.config());
-    let b = Instance::start(&config(&format!("redis://bob:x@127.0.0.1:{}", redis.port)));
-    let list = || -> String { redis::cmd("CLIENT").arg("LIST").query(&mut redis.admin()).unwrap() };
+    let a = Instance::connected(&config_of(&redis));
+    let b = Instance::start(&config(&format!("redis://bob:x@{}", redis.addr())));
+    let list =
+        || -> String { redis::cmd("CLIENT").arg("LIST").query(&mut redis.connection()).unwrap() };
     until("it is pinged", || {
         list()
             .lines()
@@ -729,7 +661,7 @@ impl log::Log for Lines {
 
 /// The lines at info or above that name this Redis.
 fn lines_of(redis: &Redis) -> Vec<String> {
-    let address = format!("redis=127.0.0.1:{}", redis.port);
+    let address = format!("redis={}", redis.addr());
     let lines = LINES.0.lock().unwrap();
     lines.iter().filter(|l| !l.starts_with("DEBUG") && l.contains(&address)).cloned().collect()
 }
@@ -740,22 +672,22 @@ fn each_change_is_one_line_that_tells_no_secret() {
     log::set_max_level(log::LevelFilter::Debug);
     let mut redis = Redis::start();
     redis.run(&["CONFIG", "SET", "requirepass", "other"]);
-    let config = RedisConfig { password: Some(Secret::new("sesame")), ..redis.config() };
+    let config = RedisConfig { password: Some(Secret::new("sesame")), ..config_of(&redis) };
     let a = Instance::start(&config);
     let tries = || {
         let lines = LINES.0.lock().unwrap();
-        let port = redis.port.to_string();
-        lines.iter().filter(|l| l.contains(&port) && l.contains("authentication failed")).count()
+        let addr = redis.addr();
+        lines.iter().filter(|l| l.contains(&addr) && l.contains("authentication failed")).count()
     };
     until("some tries", || tries() >= 4);
     redis.kill();
-    redis.restart();
+    redis.start_again();
     // The new one asks for no password and refuses one: it is wrong still.
     redis.run(&["CONFIG", "SET", "requirepass", "sesame"]);
     a.wait_for("connected");
     redis.kill();
     a.wait_for("disconnected");
-    redis.restart();
+    redis.start_again();
     redis.run(&["CONFIG", "SET", "requirepass", "sesame"]);
     a.wait_for("connected");
     a.close();
@@ -771,7 +703,7 @@ fn each_change_is_one_line_that_tells_no_secret() {
 #[ignore = "a measurement"]
 fn throughput() {
     let redis = Redis::start();
-    let (a, b) = (Instance::connected(&redis.config()), Instance::connected(&redis.config()));
+    let (a, b) = (Instance::connected(&config_of(&redis)), Instance::connected(&config_of(&redis)));
     let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(200));
     let start = Instant::now();
     let total = 300_000;

@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use socket2::SockRef;
-use support::{Client, Frame, Service, connect, full_size, handshake, token, until};
+use support::{Client, Frame, Service, bearer, connect, full_size, handshake, token, until};
 
 /// Threads of the test that connect and leave.
 const BUSY: usize = 8;
 
 /// Connects and leaves in one of the ways that there are.
 fn come_and_leave(service: &Service, way: usize, token: &str) {
-    let request = handshake("/ws", &format!("Authorization: Bearer {token}\r\n"));
+    let request = handshake("/ws", &bearer(token));
     let mut stream = connect(service.addr());
     match way % 8 {
         // At once.
@@ -105,7 +105,7 @@ fn a_user_over_the_cap_is_refused_until_one_leaves() {
     let service = Service::with(&[("MAX_CONNECTIONS_PER_USER", "3")]);
     service.assert_unharmed_by(|service| {
         let mut clients: Vec<_> = (0..3).map(|_| service.client("1", "")).collect();
-        let request = handshake("/ws", &format!("Authorization: Bearer {}\r\n", token("1", "")));
+        let request = handshake("/ws", &bearer(&token("1", "")));
         for _ in 0..50 {
             let answer = service.raw(&request);
             assert_eq!((answer.status, answer.headers["retry-after"].as_str()), (429, "1"));

@@ -12,15 +12,16 @@ mod support;
 
 use std::io::Write;
 use std::net::TcpStream;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
-use support::{Client, Service, connect, handshake, read_to_end, token, until};
+use support::{Client, Service, bearer, connect, handshake, read_to_end, token, until};
 
 /// Tries to connect; the client, or the refusal's head.
 fn attempt(service: &Service, user: &str) -> Result<Client, String> {
-    let request = handshake("/ws", &format!("Authorization: Bearer {}\r\n", token(user, "")));
+    let request = handshake("/ws", &bearer(&token(user, "")));
     match Client::try_connect(service.addr(), &request) {
         Some(client) if client.head.starts_with("HTTP/1.1 101 ") => Ok(client),
         Some(client) => Err(client.head),
@@ -69,16 +70,21 @@ fn assert_full_and_heals(service: &mut Service, mut clients: Vec<Client>) {
     assert!(!service.has_ended());
 }
 
+/// Twice: so many connections are taken before one is refused, and all is as before when they have left.
+fn assert_fills_and_heals(service: &mut Service, connections: Range<usize>) {
+    let before = service.at_rest();
+    for _ in 0..2 {
+        let clients = fill(service, connections.end);
+        assert!(connections.contains(&clients.len()), "{} connections", clients.len());
+        assert_full_and_heals(service, clients);
+        service.assert_recovers(before);
+    }
+}
+
 #[test]
 fn more_than_max_connections_get_503() {
     let mut service = Service::with(&[("MAX_CONNECTIONS", "20")]);
-    let before = service.at_rest();
-    for _ in 0..2 {
-        let clients = fill(&service, 21);
-        assert_eq!(clients.len(), 20);
-        assert_full_and_heals(&mut service, clients);
-        service.assert_recovers(before);
-    }
+    assert_fills_and_heals(&mut service, 20..21);
 }
 
 #[test]
@@ -99,6 +105,7 @@ fn silent_peers_hold_the_reserve_only_for_a_while() {
         text.starts_with("HTTP/1.1 503 ") && text.contains("Retry-After")
     });
     until("health is answered again", || health().starts_with("HTTP/1.1 200 "));
+    until("the silent are let go of", || service.threads_named("conn-") == clients.len());
     assert_full_and_heals(&mut service, clients);
     drop(silent);
     service.assert_recovers(before);
@@ -109,13 +116,7 @@ fn few_descriptors_are_planned_for() {
     let wrapper = ["sh", "-c", r#"ulimit -n 200; exec "$0""#];
     let mut service = Service::spawn(Service::command_behind(&wrapper, &[]));
     assert!(service.log_line("lowered to").contains("RLIMIT_NOFILE is 200"));
-    let before = service.at_rest();
-    for _ in 0..2 {
-        let clients = fill(&service, 200);
-        assert!(clients.len() >= 50, "only {} connections", clients.len());
-        assert_full_and_heals(&mut service, clients);
-        service.assert_recovers(before);
-    }
+    assert_fills_and_heals(&mut service, 50..200);
 }
 
 #[test]
@@ -153,18 +154,23 @@ fn set_limit(service: &Service, limit: &str, value: usize) {
 struct PidsGroup(PathBuf);
 
 impl PidsGroup {
-    /// `None` where the test may not make one.
-    fn new(name: &str, most: usize) -> Option<Self> {
-        let roots = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"];
-        let root =
-            roots.map(Path::new).into_iter().find(|root| root.join("cgroup.procs").exists())?;
+    fn new(name: &str, most: usize) -> Self {
+        let roots = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
+        let root = roots.into_iter().find(|root| root.join("cgroup.procs").exists());
+        let root = root.expect("control groups are mounted under /sys/fs/cgroup");
         let group = Self(root.join(format!("realtime_service-{name}-{}", std::process::id())));
-        std::fs::create_dir(&group.0).ok()?;
-        group.limit(most).then_some(group)
+        if let Err(error) = std::fs::create_dir(&group.0) {
+            panic!("this test needs root, to make {}: {error}", group.0.display());
+        }
+        group.limit(most);
+        group
     }
 
-    fn limit(&self, most: usize) -> bool {
-        std::fs::write(self.0.join("pids.max"), most.to_string()).is_ok()
+    fn limit(&self, most: usize) {
+        let file = self.0.join("pids.max");
+        if let Err(error) = std::fs::write(&file, most.to_string()) {
+            panic!("this test needs the pids controller, to write {}: {error}", file.display());
+        }
     }
 
     fn used(&self) -> usize {
@@ -186,28 +192,16 @@ impl Drop for PidsGroup {
 
 #[test]
 fn few_threads_are_planned_for() {
-    let Some(group) = PidsGroup::new("planned", 160) else {
-        println!("skipped: no pids cgroup can be made here");
-        return;
-    };
+    let group = PidsGroup::new("planned", 160);
     let mut service = group.start(&[]);
     assert!(service.log_line("lowered to").contains("pids.max of the cgroup is 160"));
-    let before = service.at_rest();
-    for _ in 0..2 {
-        let clients = fill(&service, 160);
-        assert!(clients.len() >= 20, "only {} connections", clients.len());
-        assert_full_and_heals(&mut service, clients);
-        service.assert_recovers(before);
-    }
+    assert_fills_and_heals(&mut service, 20..160);
     drop(service);
 }
 
 #[test]
 fn threads_used_up_refuse_what_is_new_only() {
-    let Some(group) = PidsGroup::new("used-up", 1000) else {
-        println!("skipped: no pids cgroup can be made here");
-        return;
-    };
+    let group = PidsGroup::new("used-up", 1000);
     let mut service = group.start(&[("RATE_BYTES", "0")]);
     let before = service.at_rest();
     let mut pair = [service.client("a", ""), service.client("b", "")];
@@ -215,7 +209,7 @@ fn threads_used_up_refuse_what_is_new_only() {
     let idle_readers = |service: &Service| service.threads_named("conn-") == 2;
     until("only the pair is here", || idle_readers(&service));
     // Below what the capacity planned with: as if a neighbour had taken them all.
-    assert!(group.limit(group.used()));
+    group.limit(group.used());
     for _ in 0..20 {
         let head = attempt(&service, "c").err().expect("no thread for it");
         assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("Retry-After"), "{head:?}");
@@ -233,7 +227,7 @@ fn threads_used_up_refuse_what_is_new_only() {
     });
     assert!(stalled[0].text().contains("xxx"));
     sender[0].send(r#"{"type":"leave","payload":{"room":"lobby"}}"#);
-    assert!(group.limit(1000));
+    group.limit(1000);
     until("it heals", || attempt(&service, "c").is_ok());
     assert!(!service.has_ended());
     drop(pair);
@@ -245,23 +239,17 @@ fn threads_used_up_refuse_what_is_new_only() {
 fn a_user_with_few_threads_is_planned_for() {
     let wrapper =
         ["prlimit", "--nproc=160", "setpriv", "--reuid=64321", "--regid=64321", "--clear-groups"];
-    // Only root may become another user, who must be able to reach the binary.
-    let allowed = Command::new(wrapper[0])
+    let version = Command::new(wrapper[0])
         .args(&wrapper[1..])
         .args([env!("CARGO_BIN_EXE_realtime_service"), "--version"])
         .output()
-        .is_ok_and(|output| output.status.success());
-    if !allowed {
-        println!("skipped: the test may not become another user");
-        return;
-    }
+        .unwrap();
+    assert!(
+        version.status.success(),
+        "this test needs root, to become user 64321, and that this user may reach the binary: {}",
+        String::from_utf8_lossy(&version.stderr)
+    );
     let mut service = Service::spawn(Service::command_behind(&wrapper, &[]));
     assert!(service.log_line("lowered to").contains("RLIMIT_NPROC is 160"));
-    let before = service.at_rest();
-    for _ in 0..2 {
-        let clients = fill(&service, 160);
-        assert!(clients.len() >= 20, "only {} connections", clients.len());
-        assert_full_and_heals(&mut service, clients);
-        service.assert_recovers(before);
-    }
+    assert_fills_and_heals(&mut service, 20..160);
 }

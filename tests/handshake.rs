@@ -15,17 +15,13 @@ use std::process::Command;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use support::{
-    Client, Frame, Response, SECRET, Service, connect, frame, handshake, token, token_with,
+    Client, Frame, Response, SECRET, Service, bearer, connect, frame, handshake, token, token_with,
     unix_now, until,
 };
 
 /// The answer to this handshake, which is to be a refusal.
 fn refused(service: &Service, target: &str, headers: &str) -> Response {
     service.raw(handshake(target, headers))
-}
-
-fn bearer(token: &str) -> String {
-    format!("Authorization: Bearer {token}\r\n")
 }
 
 fn assert_error(answer: &Response, status: u16, code: &str) {
@@ -106,63 +102,22 @@ fn hs384_and_hs512_are_taken_and_the_header_chooses_no_other() {
 }
 
 #[test]
-fn every_bad_token_is_401_and_its_log_line_says_why_without_it() {
-    let service =
-        Service::with(&[("JWT_ISSUER", "shop"), ("JWT_AUDIENCE", "ws"), ("LOG_LEVEL", "trace")]);
-    let with = |change: Value| {
-        let mut claims = json!({"sub": "7", "exp": unix_now() + 60, "iss": "shop", "aud": "ws"});
-        for (name, value) in change.as_object().unwrap() {
-            match value {
-                Value::Null => claims.as_object_mut().unwrap().remove(name),
-                value => claims.as_object_mut().unwrap().insert(name.clone(), value.clone()),
-            };
-        }
-        token_with(claims)
+fn issuer_and_audience_count_where_they_are_set() {
+    let service = Service::with(&[("JWT_ISSUER", "shop"), ("JWT_AUDIENCE", "ws")]);
+    let with = |claims: &[(&str, &str)]| {
+        let mut all = json!({"sub": "7", "exp": unix_now() + 60});
+        claims.iter().for_each(|(name, value)| all[*name] = json!(value));
+        token_with(all)
     };
-    let good = with(json!({}));
-    let (message, signature) = good.rsplit_once('.').unwrap();
-    let mut signature: Vec<_> = signature.chars().collect();
-    signature[0] = if signature[0] == 'A' { 'B' } else { 'A' };
-    let forged = format!("{message}.{}", signature.iter().collect::<String>());
-    let cases = [
-        (with(json!({"exp": unix_now() - 1})), "token_expired", "expired"),
-        (with(json!({"exp": null})), "invalid_token", "no exp"),
-        (with(json!({"exp": "soon"})), "invalid_token", "bad time in exp"),
-        (with(json!({"nbf": unix_now() + 600})), "invalid_token", "not yet valid"),
-        (with(json!({"sub": null})), "invalid_token", "no user id"),
-        (with(json!({"sub": "a b"})), "invalid_token", "bad id in sub"),
-        (with(json!({"role": 5})), "invalid_token", "bad role"),
-        (with(json!({"iss": "other"})), "invalid_token", "wrong issuer"),
-        (with(json!({"aud": null})), "invalid_token", "wrong audience"),
-        (forged, "invalid_token", "bad signature"),
-        ("only.two-parts".into(), "invalid_token", "malformed"),
-        (format!("a.{}.b", "x".repeat(8 * 1024)), "invalid_token", "too long"),
-    ];
-    for (token, code, _) in &cases {
-        let answer = refused(&service, "/ws", &bearer(token));
-        assert_error(&answer, 401, code);
-        assert_eq!(answer.headers["www-authenticate"], "Bearer");
-        assert!(!answer.body.contains(token.split('.').next_back().unwrap()) || token.len() > 8192);
+    Client::connect(service.addr(), &with(&[("iss", "shop"), ("aud", "ws")])).assert_quiet();
+    for (claims, reason) in [
+        (&[("iss", "other"), ("aud", "ws")][..], "wrong issuer"),
+        (&[("iss", "shop")], "wrong audience"),
+    ] {
+        let answer = refused(&service, "/ws", &bearer(&with(claims)));
+        assert_error(&answer, 401, "invalid_token");
+        service.log_line(reason);
     }
-    Client::connect(service.addr(), &good).assert_quiet();
-    let in_query = refused(&service, &format!("/ws?token={}", cases[0].0), "");
-    assert_error(&in_query, 401, "token_expired");
-
-    let refusals = || {
-        let lines = service.log();
-        lines.into_iter().filter(|line| line.contains("token refused")).collect::<Vec<_>>()
-    };
-    until("a line for each refusal", || refusals().len() > cases.len());
-    for (line, (_, _, reason)) in refusals().iter().zip(&cases) {
-        assert!(line.contains(reason), "{reason}: {line}");
-        assert!(line.contains("peer=127.0.0.1:"), "{line}");
-    }
-    assert_eq!(refusals().len(), cases.len() + 1);
-    let log = service.log().join("\n");
-    for part in cases.iter().map(|case| &case.0).chain([&good]).flat_map(|token| token.split('.')) {
-        assert!(part.len() < 20 || !log.contains(part), "{part} is in the log");
-    }
-    assert!(!log.contains("token="), "a query is in the log");
 }
 
 #[test]

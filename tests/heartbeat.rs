@@ -9,11 +9,9 @@
 
 mod support;
 
-use std::io::Read;
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use support::{Client, Frame, Service, frame};
+use support::{Backend, Client, Frame, Service, frame, hang};
 
 fn impatient() -> Service {
     Service::with(&[("PING_INTERVAL", "1s")])
@@ -33,8 +31,8 @@ fn lives_by(client: &mut Client, mut sign_of_life: impl FnMut(&mut Client)) {
 #[test]
 fn a_peer_that_answers_nothing_is_pinged_once_and_cut() {
     let service = impatient();
-    let (mut dead, mut alive) = (service.client("1", ""), service.client("2", ""));
     let start = Instant::now();
+    let (mut dead, mut alive) = (service.client("1", ""), service.client("2", ""));
     assert_eq!(dead.next(), Frame::Ping(Vec::new()));
     assert!(start.elapsed() >= Duration::from_millis(900), "pinged without silence");
     lives_by(&mut alive, |client| client.send_bytes(&frame(0x8a, b"")));
@@ -73,14 +71,11 @@ fn a_single_byte_is_a_sign_of_life() {
 
 #[test]
 fn the_heartbeat_rests_while_the_backend_is_asked() {
-    // It takes connections and answers nothing.
-    let backend = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", backend.local_addr().unwrap());
-    let service = Service::with(&[("PING_INTERVAL", "1s"), ("BACKEND_URL", &url)]);
+    let backend = Backend::start(|_, stream| hang(stream));
+    let service = Service::with(&[("PING_INTERVAL", "1s"), ("BACKEND_URL", &backend.url())]);
     let mut client = service.client("1", "");
     client.send(r#"{"type":"join","payload":{"room":"lobby"}}"#);
-    let (mut asked, _) = backend.accept().unwrap();
-    assert!(asked.read(&mut [0; 1024]).unwrap() > 0);
+    backend.wait_for_calls(1);
     // Three seconds are longer than the two after which a silent peer is cut.
     let mut pings = 0;
     let answer = loop {

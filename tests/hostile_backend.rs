@@ -10,14 +10,12 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::{Client, Service, full_size, until};
+use support::{ALLOW, Backend, Client, Service, full_size, hang, respond, until};
 
 /// How a backend behaves towards rooms other than those of the bystanders, which it allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,109 +36,42 @@ enum Manner {
     Junk,
 }
 
-/// A backend on a free port, a thread for each connection.
-struct Backend {
-    addr: SocketAddr,
-    /// Most connections with a question that was not answered.
-    most: Arc<AtomicUsize>,
-    redirected: Arc<AtomicUsize>,
-}
-
-impl Backend {
-    fn start(manner: Manner) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let backend = Self {
-            addr: listener.local_addr().unwrap(),
-            most: Arc::default(),
-            redirected: Arc::default(),
-        };
-        let (most, redirected) = (Arc::clone(&backend.most), Arc::clone(&backend.redirected));
-        let asked = Arc::new(AtomicUsize::new(0));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let (most, redirected) = (Arc::clone(&most), Arc::clone(&redirected));
-                let asked = Arc::clone(&asked);
-                std::thread::spawn(move || {
-                    let mut questions = BufReader::new(stream);
-                    while let Some(target) = question(&mut questions) {
-                        most.fetch_max(asked.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                        if target.contains("redirected") {
-                            redirected.fetch_add(1, Ordering::SeqCst);
-                        }
-                        let goes_on = answer(questions.get_mut(), &target, manner);
-                        asked.fetch_sub(1, Ordering::SeqCst);
-                        if !goes_on {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-        backend
-    }
-
-    fn service(&self) -> Service {
-        Service::with(&[("BACKEND_URL", &format!("http://{}", self.addr)), ("RATE_LIMIT", "0")])
-    }
-}
-
-/// The target of the next request.
-fn question(stream: &mut BufReader<TcpStream>) -> Option<String> {
-    let mut target = None;
-    loop {
-        let mut line = String::new();
-        if stream.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        if line == "\r\n" {
-            return target;
-        }
-        target.get_or_insert_with(|| line.split(' ').nth(1).unwrap_or_default().to_owned());
-    }
-}
-
 /// Whether the connection goes on.
 fn answer(stream: &mut TcpStream, target: &str, manner: Manner) -> bool {
     if ["room=lobby&", "room=bystanders&"].iter().any(|room| target.contains(room)) {
-        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"allowed\":true}";
-        return stream.write_all(answer.as_bytes()).is_ok();
+        return respond(stream, "200 OK", ALLOW);
     }
-    let mut repeat = |head: &str, part: &[u8], times: usize, pause: Duration| {
-        let mut left = times;
-        let mut alive = stream.write_all(head.as_bytes()).is_ok();
-        while alive && left > 0 {
-            std::thread::sleep(pause);
-            alive = stream.write_all(part).is_ok();
-            left -= 1;
-        }
-    };
+    let repeat =
+        |stream: &mut TcpStream, head: &str, part: &[u8], times: usize, pause: Duration| {
+            let mut left = times;
+            let mut alive = stream.write_all(head.as_bytes()).is_ok();
+            while alive && left > 0 {
+                std::thread::sleep(pause);
+                alive = stream.write_all(part).is_ok();
+                left -= 1;
+            }
+            false
+        };
+    let now = Duration::ZERO;
     match manner {
-        // Until the caller gives up and ends the connection.
-        Manner::Hangs => _ = std::io::Read::read(stream, &mut [0]),
-        Manner::Trickles => repeat("HTTP/1.1 200 OK\r\nX: ", b"x", 100, Duration::from_millis(100)),
+        Manner::Hangs => hang(stream),
+        Manner::Trickles => {
+            repeat(stream, "HTTP/1.1 200 OK\r\nX: ", b"x", 100, Duration::from_millis(100))
+        }
         Manner::Floods => {
-            repeat("HTTP/1.1 200 OK\r\n", &b"X: y\r\n".repeat(1000), 100_000, Duration::ZERO)
+            repeat(stream, "HTTP/1.1 200 OK\r\n", &b"X: y\r\n".repeat(1000), 100_000, now)
         }
-        Manner::Gigabyte => repeat(
-            "HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n{\"allowed\":",
-            &[b' '; 64 * 1024],
-            16 * 1024,
-            Duration::ZERO,
-        ),
-        Manner::Redirects => repeat(
-            "HTTP/1.1 302 Found\r\nLocation: /redirected\r\nContent-Length: 0\r\n\r\n",
-            b"",
-            0,
-            Duration::ZERO,
-        ),
+        Manner::Gigabyte => {
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n{\"allowed\":";
+            repeat(stream, head, &[b' '; 64 * 1024], 16 * 1024, now)
+        }
+        Manner::Redirects => respond(stream, "302 Found\r\nLocation: /redirected", ""),
         Manner::Cuts => {
-            repeat("HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"al", b"", 0, Duration::ZERO)
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"al");
+            false
         }
-        Manner::Junk => {
-            repeat("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue", b"", 0, Duration::ZERO)
-        }
+        Manner::Junk => respond(stream, "200 OK", "true"),
     }
-    manner == Manner::Redirects || manner == Manner::Junk
 }
 
 /// Clients that each ask for a room of its own, at once; returns how long the last waited.
@@ -191,7 +122,7 @@ fn open_calls(backend: SocketAddr) -> usize {
 
 /// A backend of this manner under this many joins at once.
 fn assert_harmless(manner: Manner, joins: usize, code: &str) -> Backend {
-    let backend = Backend::start(manner);
+    let backend = Backend::start(move |target, stream| answer(stream, target, manner));
     let service = backend.service();
     let before = service.at_rest();
     let mut pair = [service.client("a", ""), service.client("b", "")];
@@ -204,11 +135,11 @@ fn assert_harmless(manner: Manner, joins: usize, code: &str) -> Backend {
     });
     let mut open = 0;
     let longest = longest_way(&mut pair, || {
-        open = open.max(open_calls(backend.addr));
+        open = open.max(open_calls(backend.addr()));
         joining.is_finished()
     });
     let (took, clients) = joining.join().unwrap();
-    let most = backend.most.load(Ordering::SeqCst);
+    let most = backend.most_open();
     let grown = service.rss_kib().saturating_sub(idle);
     println!(
         "{manner:?}, {joins} joins: the last was answered after {took:?}, {open} calls were open at once (the backend saw {most}), \
@@ -259,7 +190,8 @@ fn a_backend_that_answers_a_gigabyte() {
 #[test]
 fn a_backend_that_redirects() {
     let backend = assert_harmless(Manner::Redirects, 64, "not_authorized");
-    assert_eq!(backend.redirected.load(Ordering::SeqCst), 0, "it was followed");
+    let followed = backend.targets().iter().any(|target| target.contains("redirected"));
+    assert!(!followed);
 }
 
 #[test]
@@ -274,21 +206,21 @@ fn a_backend_that_dies_under_many_joins() {
     let gone = support::free_port();
     let url = format!("http://127.0.0.1:{gone}");
     let service = Service::with(&[("BACKEND_URL", &url), ("RATE_LIMIT", "0")]);
-    let before = service.threads();
+    let before = service.idle();
     let mut clients: Vec<_> = (0..joins()).map(|n| service.client(&format!("u{n}"), "")).collect();
     let took = join_all(&mut clients, "server_error");
     println!("{} joins at a dead backend took {took:?}", clients.len());
     assert!(took < Duration::from_secs(20), "{took:?}");
     assert!(service.http("GET", "/health", None, "").status == 200);
     drop(clients);
-    until("threads are back", || service.threads() <= before + 32);
+    until("threads are back", || service.threads() <= before.0 + 32);
     let lines = service.log().iter().filter(|line| line.contains("authorization backend")).count();
     assert!(lines < 30, "{lines} lines about one failure");
 }
 
 #[test]
 fn equal_joins_share_one_call() {
-    let backend = Backend::start(Manner::Hangs);
+    let backend = Backend::start(|_, stream| hang(stream));
     let service = backend.service();
     let mut clients: Vec<_> = (0..20).map(|_| service.client("same", "")).collect();
     let start = Instant::now();
@@ -298,6 +230,6 @@ fn equal_joins_share_one_call() {
     for client in &mut clients {
         assert_eq!(client.json()["payload"]["code"], "server_error");
     }
-    assert_eq!(backend.most.load(Ordering::SeqCst), 1);
+    assert_eq!(backend.targets().len(), 1);
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 }

@@ -14,18 +14,18 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use serde_json::{Value, json};
-use support::{Client, Response, SECRET, Service, connect, handshake, token, unix_now};
+use support::{Client, Response, SECRET, Service, bearer, connect, handshake, token, unix_now};
 
 /// A token of this header and payload, whose parts need not be JSON, signed as HS256 whatever the
 /// header says.
-fn forged_with(secret: &str, header: &str, payload: &str) -> String {
+fn forged_with(secret: &str, header: &str, payload: impl AsRef<[u8]>) -> String {
     let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
     let key = EncodingKey::from_secret(secret.as_bytes());
     let signature = crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
     format!("{message}.{signature}")
 }
 
-fn forged(header: &str, payload: &str) -> String {
+fn forged(header: &str, payload: impl AsRef<[u8]>) -> String {
     forged_with(SECRET, header, payload)
 }
 
@@ -40,81 +40,113 @@ fn with(members: &str) -> String {
     format!(r#"{{{members},"exp":{}}}"#, unix_now() + 3600)
 }
 
-/// What each token is, and the token.
-fn bad_tokens() -> Vec<(&'static str, String)> {
+/// A token that is refused.
+#[derive(Clone)]
+struct Bad {
+    what: &'static str,
+    /// What the log says; the peer is told less.
+    reason: &'static str,
+    token: String,
+}
+
+/// Tokens that are no three parts, or whose signature is not that of what they say.
+fn unsigned() -> Vec<Bad> {
+    let bad = |what, reason, token| Bad { what, reason, token };
     let good = token("1", "");
     let (message, signature) = good.rsplit_once('.').unwrap();
-    let unsigned = |alg: &str| {
-        let header = format!(r#"{{"alg":"{alg}","typ":"JWT"}}"#);
-        let message =
-            format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload()));
-        format!("{message}.")
-    };
-    let mut tokens = vec![
-        ("no signature", format!("{message}.")),
-        ("no last part", message.to_owned()),
-        ("another payload", {
-            let other = json!({"sub": "admin", "role": "admin", "exp": unix_now() + 3600});
+    let other = json!({"sub": "admin", "role": "admin", "exp": unix_now() + 3600}).to_string();
+    let other = URL_SAFE_NO_PAD.encode(other);
+    vec![
+        bad("no signature", "bad signature", format!("{message}.")),
+        bad("no last part", "malformed", message.to_owned()),
+        bad("another payload", "bad signature", {
             let (header, _) = message.split_once('.').unwrap();
-            format!("{header}.{}.{signature}", URL_SAFE_NO_PAD.encode(other.to_string()))
+            format!("{header}.{other}.{signature}")
         }),
-        ("a signature of another key", forged_with("another key", HEADER, &payload())),
-        ("a signature with a byte more", format!("{good}AA")),
-        ("four parts", format!("{good}.{signature}")),
-        ("no parts", "token".into()),
-        ("dots only", "..".into()),
-        ("padding", format!("{good}=")),
-        ("not base64", format!("!!.??.{signature}")),
-        ("a payload that is no JSON", forged(HEADER, "sub=1")),
-        ("a payload that is an array", forged(HEADER, r#"["1"]"#)),
-        ("a payload that is not UTF-8", {
-            let message = format!(
-                "{}.{}",
-                URL_SAFE_NO_PAD.encode(HEADER),
-                URL_SAFE_NO_PAD.encode(b"{\"sub\":\"\xff\",\"exp\":9999999999}")
-            );
-            let key = EncodingKey::from_secret(SECRET.as_bytes());
-            let signature = crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
-            format!("{message}.{signature}")
-        }),
-        ("a header without alg", forged(r#"{"typ":"JWT"}"#, &payload())),
-        ("alg twice", forged(r#"{"alg":"HS256","alg":"none"}"#, &payload())),
-        ("crit", forged(r#"{"alg":"HS256","crit":["b64"],"b64":false}"#, &payload())),
-        ("a header of deep nesting", {
-            let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
-            forged(&format!(r#"{{"alg":"none","x":{deep}}}"#), &payload())
-        }),
-        ("10 KiB", forged(HEADER, &with(&format!(r#""sub":"1","x":"{}""#, "x".repeat(7500))))),
-        ("expired by a second", {
-            forged(HEADER, &json!({"sub": "1", "exp": unix_now() - 1}).to_string())
-        }),
-        ("no exp", forged(HEADER, r#"{"sub":"1"}"#)),
-        ("exp is text", forged(HEADER, r#"{"sub":"1","exp":"9999999999"}"#)),
-        ("exp is null", forged(HEADER, r#"{"sub":"1","exp":null}"#)),
-        ("exp is negative", forged(HEADER, r#"{"sub":"1","exp":-9999999999}"#)),
-        ("exp is no number", forged(HEADER, r#"{"sub":"1","exp":NaN}"#)),
-        ("nbf to come", forged(HEADER, &with(&format!(r#""sub":"1","nbf":{}"#, unix_now() + 600)))),
-        ("iat to come", forged(HEADER, &with(&format!(r#""sub":"1","iat":{}"#, unix_now() + 600)))),
-        ("sub twice", forged(HEADER, &with(r#""sub":"1","sub":"2""#))),
-        ("exp twice", forged(HEADER, &with(r#""sub":"1","exp":1"#))),
-        ("no user id", forged(HEADER, &with(r#""role":"admin""#))),
-        ("a role that is a list", forged(HEADER, &with(r#""sub":"1","role":["admin"]"#))),
+        bad("another key", "bad signature", forged_with("another key", HEADER, payload())),
+        bad("a signature with a byte more", "bad signature", format!("{good}A")),
+        bad("four parts", "malformed", format!("{good}.{signature}")),
+        bad("one part", "malformed", "token".into()),
+        bad("two parts", "malformed", "only.two-parts".into()),
+        bad("dots only", "malformed", "..".into()),
+        bad("padding", "malformed", format!("{good}=")),
+        bad("not base64", "malformed", format!("!!.??.{signature}")),
+    ]
+}
+
+/// Tokens whose header would choose the algorithm or the key.
+fn with_odd_headers() -> Vec<Bad> {
+    let bad = |what, reason, token| Bad { what, reason, token };
+    let with_header = |header: &str| forged(header, payload());
+    let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+    let no_algorithm = "algorithm not allowed";
+    let mut tokens = vec![
+        bad("no alg", no_algorithm, with_header(r#"{"typ":"JWT"}"#)),
+        bad("alg twice", "malformed", with_header(r#"{"alg":"HS256","alg":"none"}"#)),
+        bad(
+            "crit",
+            "unknown extension",
+            with_header(r#"{"alg":"HS256","crit":["b64"],"b64":false}"#),
+        ),
+        bad("deep nesting", no_algorithm, with_header(&format!(r#"{{"alg":"none","x":{deep}}}"#))),
+        bad(
+            "jwk as the key",
+            "bad signature",
+            forged_with("a", r#"{"alg":"HS256","jwk":{"kty":"oct","k":"YQ"}}"#, payload()),
+        ),
     ];
     for alg in ["none", "None", "NONE", "nOnE", ""] {
-        tokens.push(("alg none", unsigned(alg)));
-        tokens.push(("alg none, signed", forged(&format!(r#"{{"alg":"{alg}"}}"#), &payload())));
-    }
-    for alg in ["RS256", "RS512", "ES256", "PS256", "EdDSA", "hs256", "HS257", "HS512"] {
         let header = format!(r#"{{"alg":"{alg}","typ":"JWT"}}"#);
-        tokens.push(("the secret as another algorithm's key", forged(&header, &payload())));
+        let signed = with_header(&header);
+        let (message, _) = signed.rsplit_once('.').unwrap();
+        tokens.push(bad("alg none", no_algorithm, format!("{message}.")));
+        tokens.push(bad("alg none, signed", no_algorithm, signed));
     }
+    // The secret as another algorithm's key.
+    for alg in ["RS256", "RS512", "ES256", "PS256", "EdDSA", "hs256", "HS257"] {
+        let header = format!(r#"{{"alg":"{alg}","typ":"JWT"}}"#);
+        tokens.push(bad("another algorithm", no_algorithm, with_header(&header)));
+    }
+    tokens.push(bad("HS256 as HS512", "bad signature", with_header(r#"{"alg":"HS512"}"#)));
     for kid in ["../../../../dev/null", "' UNION SELECT 'key", "http://127.0.0.1/key"] {
         let header = json!({"alg": "HS256", "kid": kid, "jku": kid, "x5u": kid}).to_string();
-        tokens.push(("kid that points to an empty key", forged_with("", &header, &payload())));
-        tokens.push(("kid as the key", forged_with(kid, &header, &payload())));
+        let keys = [("kid that points to an empty key", ""), ("kid as the key", kid)];
+        tokens.extend(
+            keys.map(|(what, key)| {
+                bad(what, "bad signature", forged_with(key, &header, payload()))
+            }),
+        );
     }
-    let jwk = r#"{"alg":"HS256","jwk":{"kty":"oct","k":"YQ"}}"#;
-    tokens.push(("jwk as the key", forged_with("a", jwk, &payload())));
+    tokens
+}
+
+/// Tokens whose claims are not what they must be.
+fn with_odd_claims() -> Vec<Bad> {
+    let bad = |what, reason, token| Bad { what, reason, token };
+    let claims = |members: &str| forged(HEADER, with(members));
+    let later = unix_now() + 600;
+    let mut tokens = vec![
+        bad("no JSON", "malformed", forged(HEADER, "sub=1")),
+        bad("an array", "malformed", forged(HEADER, r#"["1"]"#)),
+        bad("not UTF-8", "malformed", forged(HEADER, b"{\"sub\":\"\xff\",\"exp\":9999999999}")),
+        bad("10 KiB", "too long", claims(&format!(r#""sub":"1","x":"{}""#, "x".repeat(7500)))),
+        bad("expired by a second", "expired", {
+            forged(HEADER, json!({"sub": "1", "exp": unix_now() - 1}).to_string())
+        }),
+        bad("exp is negative", "expired", forged(HEADER, r#"{"sub":"1","exp":-9999999999}"#)),
+        bad("no exp", "no exp", forged(HEADER, r#"{"sub":"1"}"#)),
+        bad("exp is null", "no exp", forged(HEADER, r#"{"sub":"1","exp":null}"#)),
+        bad("exp is text", "bad time in exp", forged(HEADER, r#"{"sub":"1","exp":"9999999999"}"#)),
+        bad("exp is no number", "malformed", forged(HEADER, r#"{"sub":"1","exp":NaN}"#)),
+        bad("nbf to come", "not yet valid", claims(&format!(r#""sub":"1","nbf":{later}"#))),
+        bad("iat to come", "not yet valid", claims(&format!(r#""sub":"1","iat":{later}"#))),
+        bad("sub twice", "malformed", claims(r#""sub":"1","sub":"2""#)),
+        bad("exp twice", "malformed", claims(r#""sub":"1","exp":1"#)),
+        bad("no user id", "no user id", claims(r#""role":"admin""#)),
+        bad("a role that is a list", "bad role", claims(r#""sub":"1","role":["admin"]"#)),
+        bad("a role that is a number", "bad role", claims(r#""sub":"1","role":5"#)),
+        bad("a long id", "bad id in sub", claims(&format!(r#""sub":"{}""#, "x".repeat(129)))),
+    ];
     for id in [
         "1.0",
         "1e3",
@@ -127,6 +159,7 @@ fn bad_tokens() -> Vec<(&'static str, String)> {
         r#"["1"]"#,
         r#""""#,
         r#"" ""#,
+        r#""a b""#,
         r#""1 ""#,
         r#""1\n""#,
         r#""1\r\nrole=admin""#,
@@ -137,12 +170,10 @@ fn bad_tokens() -> Vec<(&'static str, String)> {
         r#""\ud800""#,
         "\"1\u{7f}\"",
     ] {
-        tokens.push(("an odd id", forged(HEADER, &with(&format!(r#""sub":{id}"#)))));
-        tokens.push(("an odd seller id", {
-            forged(HEADER, &with(&format!(r#""sub":"1","seller_id":{id}"#)))
-        }));
+        tokens.push(bad("an odd id", "bad id in sub", claims(&format!(r#""sub":{id}"#))));
+        let of_seller = claims(&format!(r#""sub":"1","seller_id":{id}"#));
+        tokens.push(bad("an odd seller id", "bad id in seller_id", of_seller));
     }
-    tokens.push(("a long id", forged(HEADER, &with(&format!(r#""sub":"{}""#, "x".repeat(129))))));
     tokens
 }
 
@@ -151,47 +182,68 @@ fn refusal(service: &Service, target: &str, headers: &str) -> Response {
     service.raw(handshake(target, headers))
 }
 
+/// Whether a part of the token stands in the text; a short part may be a word.
+fn tells(text: &str, token: &str) -> bool {
+    token.split('.').any(|part| part.len() >= 20 && text.contains(part))
+}
+
+/// The refusal says no more than its code, and repeats nothing of the token.
+fn assert_refused(answer: &Response, bad: &Bad) {
+    assert_eq!(answer.status, 401, "{}: {answer:?}", bad.what);
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert_eq!(answer.headers["www-authenticate"], "Bearer");
+    let body = answer.json();
+    let code = if bad.reason == "expired" { "token_expired" } else { "invalid_token" };
+    assert_eq!((&body["status"], &body["error"]), (&json!("error"), &json!(code)), "{}", bad.what);
+    assert!(!tells(&answer.body, &bad.token), "{}: {body}", bad.what);
+}
+
 #[test]
-fn every_bad_token_is_refused_on_every_way() {
-    let service = Service::with(&[("LOG_LEVEL", "debug")]);
+fn every_bad_token_is_refused_on_every_way_and_the_log_says_why_without_it() {
+    let service = Service::with(&[("LOG_LEVEL", "trace")]);
     let before = service.at_rest();
     let seen = service.log().len();
-    let mut attempts = 0;
-    for (what, token) in bad_tokens() {
+    let mut reasons = Vec::new();
+    let tokens = [unsigned(), with_odd_headers(), with_odd_claims()].concat();
+    for bad in &tokens {
+        let token = &bad.token;
         let ways = [
-            ("/ws".to_owned(), format!("Authorization: Bearer {token}\r\n")),
+            ("/ws".to_owned(), bearer(token)),
             (format!("/ws?token={token}"), String::new()),
             ("/ws".to_owned(), format!("Sec-WebSocket-Protocol: bearer, {token}\r\n")),
         ];
         for (target, headers) in &ways {
-            // Characters that may not stand in a target are the gate's matter.
             let answer = refusal(&service, target, headers);
-            if what == "10 KiB" && target.len() > 8000 {
+            // A target that is too long is the gate's matter.
+            if target.len() > 8000 {
                 assert_eq!(answer.status, 414);
                 continue;
             }
-            assert_eq!(answer.status, 401, "{what}, {target:.20} {headers:.40}: {answer:?}");
-            let body = answer.json();
-            let code = body["error"].as_str().unwrap();
-            assert!(["invalid_token", "token_expired"].contains(&code), "{what}: {body}");
-            assert_eq!(answer.headers["www-authenticate"], "Bearer");
-            attempts += 1;
+            assert_refused(&answer, bad);
+            reasons.push(bad.reason);
         }
-        let answer = service.http("GET", "/admin/clients", Some(&token), "");
-        assert_eq!(answer.status, 401, "{what}: {answer:?}");
-        attempts += 1;
+        let answer = service.http("GET", "/admin/clients", Some(token), "");
+        assert_eq!(answer.status, 401, "{}: {answer:?}", bad.what);
+        reasons.push(bad.reason);
     }
     service.assert_serves();
     let log = service.log();
-    let refused = log[seen..].iter().filter(|line| line.contains("] token refused ")).count();
-    assert_eq!(refused, attempts, "one line for each");
+    let lines: Vec<_> = log[seen..].iter().filter(|l| l.contains("] token refused ")).collect();
+    assert_eq!(lines.len(), reasons.len(), "one line for each");
+    for (line, reason) in lines.iter().zip(&reasons) {
+        assert!(line.contains(reason) && line.contains("peer=127.0.0.1:"), "{reason}: {line}");
+    }
     for line in &log {
         let start = line.as_bytes();
         assert!(
             start[4] == b'-' && start[10] == b'T' && line.contains("[realtime_service"),
             "{line:?}"
         );
-        assert!(!line.contains("eyJ") && !line.contains("role=admin"), "{line:?}");
+        assert!(!line.contains("role=admin") && !line.contains("token="), "{line:?}");
+    }
+    let log = log.join("\n");
+    for bad in tokens {
+        assert!(!tells(&log, &bad.token), "{}", bad.what);
     }
     service.assert_recovers(before);
 }
@@ -201,7 +253,7 @@ fn a_token_of_a_mebibyte_is_the_gate_s_matter() {
     let service = Service::start();
     let long = "x".repeat(1024 * 1024);
     service.assert_unharmed_by(|service| {
-        let header = format!("Authorization: Bearer {long}\r\n");
+        let header = bearer(&long);
         assert_eq!(refusal(service, "/ws", &header).status, 431);
         assert_eq!(refusal(service, &format!("/ws?token={long}"), "").status, 414);
         let header = format!("Sec-WebSocket-Protocol: bearer, {long}\r\n");

@@ -11,7 +11,9 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Client, Redis, Service, handshake, read_to_end, token, token_with, unix_now, until};
+use support::{
+    Client, Redis, Service, bearer, handshake, read_to_end, token, token_with, unix_now, until,
+};
 
 /// What looks like a line of its own, an end of a quote, or a terminal's command.
 const HOSTILE: [&str; 8] = [
@@ -77,7 +79,7 @@ fn json_lines_stay_json() {
 fn origins_split_no_header_and_no_line() {
     let listed = "https://shop.example";
     let service = Service::with(&[("ALLOWED_ORIGINS", listed), ("LOG_LEVEL", "debug")]);
-    let authorization = format!("Authorization: Bearer {}\r\n", token("1", ""));
+    let authorization = bearer(&token("1", ""));
     for origin in [
         "null",
         "https://shop.example.evil.example",

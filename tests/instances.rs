@@ -515,6 +515,8 @@ impl Stage {
         for crowd in self.crowds {
             crowd.leave();
         }
+        // A client that stays, and does not answer the Close, is waited for.
+        drop(self.publishers);
         for service in self.services {
             let (status, lines) = service.stop();
             assert!(status.success(), "{status}: {:?}", lines.last());

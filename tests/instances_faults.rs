@@ -12,12 +12,10 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Client, Frame, Redis, Service, signal, until};
+use support::{Client, Frame, Redis, Service, until};
 
 /// Cross-instance delivery resumes within this of the return of Redis.
 const RESUMED: Duration = Duration::from_secs(5);
-/// Far more than a local delivery takes on a loaded machine, and less than any timeout towards Redis.
-const PROMPT: Duration = Duration::from_millis(700);
 
 /// Tests send as fast as they can, and are not pinged however slow the machine is.
 const UNDISTURBED: [(&str, &str); 2] = [("RATE_LIMIT", "0"), ("PING_INTERVAL", "1h")];
@@ -56,12 +54,28 @@ fn resumes(from: &Service, to: &mut Client, since: Instant) {
     }
 }
 
-/// A broadcast comes back to its sender at once.
+/// A broadcast comes back to its sender.
 fn assert_local_delivery(client: &mut Client, body: Value) {
-    let start = Instant::now();
     client.broadcast("lobby", &body);
     assert_eq!(client.json()["body"], body);
-    assert!(start.elapsed() < PROMPT, "{body} took {:?}", start.elapsed());
+}
+
+/// Hangs Redis, and proves that local delivery does not wait for it: several messages come before the
+/// silence is noticed, which takes as long as any timeout towards Redis. Where a slow machine needs longer
+/// for them, it tries again.
+fn hang(redis: &Redis, service: &Service, client: &mut Client) {
+    until("deliveries before the silence is noticed", || {
+        service.wait_for_redis("connected");
+        redis.signal("STOP");
+        for n in 0..20 {
+            assert_local_delivery(client, json!(n));
+        }
+        let unnoticed = service.redis_state() == "connected";
+        if !unnoticed {
+            redis.signal("CONT");
+        }
+        unnoticed
+    });
 }
 
 /// The lines about the state of Redis, as `connected` and `disconnected`.
@@ -134,6 +148,7 @@ fn event(client: &mut Client) -> String {
 
 #[test]
 fn a_hung_redis_costs_neither_time_nor_memory() {
+    const ROUNDS: u32 = 50;
     let redis = Redis::start();
     let (a, b) = (on(&redis), on(&redis));
     let (mut here, mut there) = (a.client("1", ""), b.client("2", ""));
@@ -150,13 +165,15 @@ fn a_hung_redis_costs_neither_time_nor_memory() {
     };
     publish(1000);
     let before_kib = a.rss_kib();
-    signal(redis.pid(), "STOP");
+    hang(&redis, &a, &mut here);
+    let start = Instant::now();
     let mut most_kib = 0;
-    for n in 0..50 {
+    for n in 0..ROUNDS {
         publish(1000);
         assert_local_delivery(&mut here, json!(n));
         most_kib = most_kib.max(a.rss_kib());
     }
+    assert!(start.elapsed() < ROUNDS * Duration::from_secs(1), "each waited for Redis' timeout");
     // 100 MB were published; 16 MiB may wait, once more as commands that wait for their answers.
     let grown_kib = most_kib.saturating_sub(before_kib);
     assert!(grown_kib < 48 * 1024, "{grown_kib} KiB more than before");
@@ -164,12 +181,10 @@ fn a_hung_redis_costs_neither_time_nor_memory() {
     for service in [&a, &b] {
         service.wait_for_redis("disconnected");
     }
-    let start = Instant::now();
     notify(&a, "to whom it is near");
     assert_eq!(event(&mut here), "to whom it is near");
-    assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
 
-    signal(redis.pid(), "CONT");
+    redis.signal("CONT");
     // It still had some of what was published before it was given up, and passes that on.
     resumes(&a, &mut there, Instant::now());
     for service in [&a, &b] {
@@ -183,7 +198,7 @@ fn a_hung_redis_does_not_hold_up_the_shutdown() {
     let redis = Redis::start();
     let a = on(&redis);
     let mut client = a.client("1", "");
-    signal(redis.pid(), "STOP");
+    redis.signal("STOP");
     for _ in 0..10 {
         notify(&a, "e");
     }
@@ -196,7 +211,7 @@ fn a_hung_redis_does_not_hold_up_the_shutdown() {
     drop(client);
     let (status, lines) = a.wait();
     assert!(status.success(), "{status}: {lines:#?}");
-    signal(redis.pid(), "CONT");
+    redis.signal("CONT");
 }
 
 #[test]
@@ -216,6 +231,7 @@ fn a_wrong_password_is_told_without_the_password() {
         let mut client = service.client("1", "");
         client.join("lobby");
         assert_local_delivery(&mut client, json!("alone"));
+        drop(client);
         let (status, lines) = service.stop();
         assert!(status.success(), "{status}");
         assert!(lines.iter().all(|line| !line.contains("sesame")), "{lines:#?}");

@@ -9,6 +9,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod support;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -21,10 +23,10 @@ use log::LevelFilter;
 use realtime_service::config::LogFormat;
 use realtime_service::logging;
 use serde_json::Value;
+use support::{PATIENCE, until};
 
 const ROLE: &str = "REALTIME_SERVICE_LOGGING_TEST_ROLE";
 const TARGET: &str = "realtime_service::test";
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Several times what the queue and a pipe hold.
 const MANY: u64 = 20_000;
 
@@ -161,14 +163,8 @@ impl Speaker {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.process.try_wait().unwrap() {
-                return status;
-            }
-            assert!(start.elapsed() < PATIENCE, "the child does not end");
-            thread::sleep(Duration::from_millis(5));
-        }
+        until("the end of the child", || self.process.try_wait().unwrap().is_some());
+        self.process.wait().unwrap()
     }
 }
 

@@ -482,17 +482,8 @@ fn a_connection_serves_many_requests_also_when_they_come_at_once() {
 #[test]
 fn who_expects_100_continue_gets_it_before_the_body() {
     let service = Service::start();
-    let mut stream = connect(service.addr());
     let body = r#"{"event":"e","broadcast":true}"#;
-    write!(
-        stream,
-        "POST /api/notify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\
-         Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
-        token("backend", "service"),
-        body.len()
-    )
-    .unwrap();
-    assert_eq!(Response::read(&mut stream).unwrap().status, 100);
+    let mut stream = service.ask_to_notify(body.len());
     stream.write_all(body.as_bytes()).unwrap();
     assert_eq!(Response::read(&mut stream).unwrap().body, success("0"));
     let other =

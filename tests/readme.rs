@@ -1,17 +1,19 @@
-//! Verifies that the README is true: its commands do what it shows, its settings are those of the
-//! service, and its links, like those of the other documents, lead somewhere.
+//! Verifies that the README is true: its commands do what it shows, and its settings are those of the
+//! service.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+#[path = "support/document.rs"]
+mod document;
 mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
+use document::project;
 use realtime_service::config::SETTINGS;
 use serde_json::{Value, json};
 use support::{PATIENCE, Service, until};
@@ -27,12 +29,8 @@ cargo() {
 }
 "#;
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn readme() -> String {
-    fs::read_to_string(root().join("README.md")).unwrap()
+    fs::read_to_string(project("README.md")).unwrap()
 }
 
 /// The fenced blocks of these languages, in order, but for those behind `<!-- not run: … -->`.
@@ -58,7 +56,7 @@ fn blocks(text: &str, languages: &[&str]) -> Vec<String> {
 fn shell(block: &str, addr: Option<SocketAddr>) -> Command {
     let port = addr.map_or(0, |addr| addr.port());
     let block = block.replace("localhost:8080", &format!("127.0.0.1:{port}"));
-    let tools = root().join("target/tools/venv/bin");
+    let tools = project("target/tools/venv/bin");
     let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
     let mut command = Command::new("bash");
     command
@@ -182,50 +180,4 @@ fn the_settings_are_those_of_the_service() {
         })
         .collect();
     assert_eq!(rows, expected);
-}
-
-#[test]
-fn every_relative_link_leads_somewhere() {
-    let documents: Vec<PathBuf> = fs::read_dir(root().join("docs"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
-        .chain([root().join("README.md")])
-        .collect();
-    let mut dead = Vec::new();
-    for document in &documents {
-        let text = fs::read_to_string(document).unwrap();
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            if !leads_somewhere(document, &text, link) {
-                dead.push(format!("{}: {link}", document.display()));
-            }
-        }
-    }
-    assert!(dead.is_empty(), "dead links: {dead:#?}");
-}
-
-fn leads_somewhere(document: &Path, text: &str, link: &str) -> bool {
-    if link.contains("://") {
-        return true;
-    }
-    let (file, section) = link.split_once('#').unwrap_or((link, ""));
-    let target = document.parent().unwrap().join(file);
-    let text = match file {
-        "" => text.to_owned(),
-        _ if section.is_empty() => return target.exists(),
-        _ => fs::read_to_string(target).unwrap_or_default(),
-    };
-    text.lines().filter(|line| line.starts_with('#')).any(|heading| anchor(heading) == section)
-}
-
-/// The anchor that forges give a heading.
-fn anchor(heading: &str) -> String {
-    heading
-        .trim_start_matches('#')
-        .trim()
-        .to_lowercase()
-        .chars()
-        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
-        .map(|c| if c == ' ' { '-' } else { c })
-        .collect()
 }

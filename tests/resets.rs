@@ -9,14 +9,17 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::unbounded;
 use serde_json::json;
 use socket2::SockRef;
-use support::{Client, Frame, Service, connect, frame, full_size, handshake, token, until};
+use support::{
+    Backend, Client, Frame, Service, bearer, connect, frame, full_size, handshake, token, until,
+};
 
 /// Ends the connection with RST.
 fn reset(stream: &TcpStream) {
@@ -29,7 +32,7 @@ fn a_reset_at_every_byte_of_a_request_is_survived() {
     let service = Service::with(&[("HEAD_TIMEOUT", "5s")]);
     let body = r#"{"event":"e","broadcast":true}"#;
     let requests = [
-        handshake("/ws", &format!("Authorization: Bearer {}\r\n", token("1", ""))),
+        handshake("/ws", &bearer(&token("1", ""))),
         format!(
             "POST /api/notify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\
              Content-Length: {}\r\n\r\n{body}",
@@ -78,8 +81,8 @@ fn a_reset_at_every_stage_of_a_websocket_is_survived() {
         client.send_bytes(&bytes.repeat(1000));
         reset(client.stream());
         drop(client);
-        let mut stalled = member(service);
-        SockRef::from(&*stalled.stream()).set_recv_buffer_size(4096).unwrap();
+        let mut stalled = service.narrow_client("victim");
+        stalled.join("lobby");
         let filler = json!({"event": "e", "room": "lobby", "data": "x".repeat(60_000)});
         until("a writer works on the backlog", || {
             assert_eq!(service.notify(&filler).status, 200);
@@ -93,20 +96,17 @@ fn a_reset_at_every_stage_of_a_websocket_is_survived() {
 
 #[test]
 fn a_reset_within_a_backend_call_is_survived() {
-    let backend = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", backend.local_addr().unwrap());
-    let service = Service::with(&[("BACKEND_URL", &url)]);
-    service.http("GET", "/health", None, "");
-    until("no connection is left", || service.threads_named("conn-") == 0);
-    let before = (service.threads(), service.descriptors());
+    let (release, released) = unbounded::<()>();
+    let backend = Backend::deciding(move |_| released.recv().is_ok());
+    let service = backend.service();
+    let before = service.idle();
     let mut client = service.client("1", "");
     client.send_json(&json!({"type": "join", "payload": {"room": "lobby"}}));
-    let (mut call, _) = backend.accept().unwrap();
-    assert!(call.read(&mut [0; 1024]).unwrap() > 0);
+    backend.wait_for_calls(1);
     reset(client.stream());
     drop(client);
     until("the connection has ended", || service.threads_named("conn-") == 0);
-    call.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"allowed\":true}").unwrap();
+    release.send(()).unwrap();
     until("all is back", || {
         service.threads() <= before.0 + 1 && service.descriptors() <= before.1 + 1
     });
@@ -133,19 +133,23 @@ struct Wire {
 const FAR_END: &str = "198.18.7.2";
 
 impl Wire {
-    /// `None` where the test may not make one.
-    fn new() -> Option<Self> {
+    fn new() -> Self {
         let wire = Self { name: format!("rt{}", std::process::id()) };
         let (name, inner) = (wire.name.as_str(), format!("{}i", wire.name));
-        let up = |command: &str| ip(&command.split(' ').collect::<Vec<_>>());
-        (up(&format!("netns add {name}"))
-            && up(&format!("link add {name} type veth peer name {inner} netns {name}"))
-            && up(&format!("addr add 198.18.7.1/30 dev {name}"))
-            && up(&format!("link set {name} up"))
-            && up(&format!("-n {name} addr add {FAR_END}/30 dev {inner}"))
-            && up(&format!("-n {name} link set {inner} up"))
-            && up(&format!("-n {name} link set lo up")))
-        .then_some(wire)
+        for command in [
+            format!("netns add {name}"),
+            format!("link add {name} type veth peer name {inner} netns {name}"),
+            format!("addr add 198.18.7.1/30 dev {name}"),
+            format!("link set {name} up"),
+            format!("-n {name} addr add {FAR_END}/30 dev {inner}"),
+            format!("-n {name} link set {inner} up"),
+            format!("-n {name} link set lo up"),
+        ] {
+            let output = ip(&command.split(' ').collect::<Vec<_>>());
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "this test needs root, for ip {command}: {said}");
+        }
+        wire
     }
 
     /// Runs the service on the far end; returns its address there too.
@@ -165,34 +169,27 @@ impl Wire {
             chain out { type filter hook output priority 0; policy drop; }
             chain in { type filter hook input priority 0; policy drop; }
         }";
-        let status =
-            Command::new("ip").args(["netns", "exec", &self.name, "nft", rules]).status().unwrap();
-        assert!(status.success());
+        let output = ip(&["netns", "exec", &self.name, "nft", rules]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "nft, of the package nftables: {said}");
     }
 }
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        ip(&["link", "del", &self.name]);
-        ip(&["netns", "del", &self.name]);
+        for kind in ["link", "netns"] {
+            let _ = Command::new("ip").args([kind, "del", &self.name]).output();
+        }
     }
 }
 
-fn ip(arguments: &[&str]) -> bool {
-    Command::new("ip").args(arguments).output().is_ok_and(|output| output.status.success())
-}
-
-fn has_nft() -> bool {
-    Command::new("nft").arg("--version").output().is_ok_and(|output| output.status.success())
+fn ip(arguments: &[&str]) -> Output {
+    Command::new("ip").args(arguments).output().expect("ip is installed, of the package iproute2")
 }
 
 #[test]
 fn a_peer_that_lost_its_power_is_cut_within_two_ping_intervals_and_a_second() {
-    let wire = has_nft().then(Wire::new).flatten();
-    let Some(wire) = wire else {
-        println!("skipped: the test may not make a network namespace, or nft is missing");
-        return;
-    };
+    let wire = Wire::new();
     let (service, addr) = wire.start(&[("PING_INTERVAL", "2s"), ("HEAD_TIMEOUT", "2s")]);
     let mut idle = Client::connect(addr, &token("idle", ""));
     idle.join("lobby");

@@ -10,12 +10,10 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::ExitStatus;
 
 use serde_json::json;
-use socket2::{Domain, Socket, Type};
-use support::{Client, Frame, PATIENCE, Response, Service, connect, handshake, token};
+use support::{Client, Frame, Response, Service, bearer, connect, handshake, token};
 
 fn going_away() -> Frame {
     Frame::Close(1001, "going away".into())
@@ -32,20 +30,6 @@ fn say_goodbye(client: &mut Client) {
     assert_eq!(client.next(), going_away());
     client.send_close(1001);
     assert_eq!(client.next(), Frame::End);
-}
-
-/// A client whose kernel takes little that it does not read.
-fn narrow_client(service: &Service, user: &str) -> Client {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(8 * 1024).unwrap();
-    socket.connect(&service.addr().into()).unwrap();
-    let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let bearer = format!("Authorization: Bearer {}\r\n", token(user, ""));
-    stream.write_all(handshake("/ws", &bearer).as_bytes()).unwrap();
-    let mut client = Client::over(stream).unwrap();
-    client.assert_quiet();
-    client
 }
 
 /// Sends a user more than the socket's buffers hold; returns how many messages.
@@ -108,17 +92,8 @@ fn while_it_ends_only_the_probes_are_answered_and_running_requests_finish() {
     let mut idle = connect(service.addr());
     idle.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert_eq!(Response::read(&mut idle).unwrap().status, 200);
-    let mut running = connect(service.addr());
     let body = r#"{"event":"e","broadcast":true}"#;
-    write!(
-        running,
-        "POST /api/notify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\
-         Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
-        token("backend", "service"),
-        body.len()
-    )
-    .unwrap();
-    assert_eq!(Response::read(&mut running).unwrap().status, 100);
+    let mut running = service.ask_to_notify(body.len());
 
     service.signal("TERM");
     assert_eq!(last.next(), going_away());
@@ -126,8 +101,7 @@ fn while_it_ends_only_the_probes_are_answered_and_running_requests_finish() {
     let ready = service.http("GET", "/ready", None, "");
     assert_eq!((ready.status, ready.headers["retry-after"].as_str()), (503, "1"));
     assert_eq!(service.http("GET", "/health", None, "").status, 200);
-    let bearer = format!("Authorization: Bearer {}\r\n", token("2", ""));
-    let upgrade = service.raw(handshake("/ws", &bearer));
+    let upgrade = service.raw(handshake("/ws", &bearer(&token("2", ""))));
     assert_eq!((upgrade.status, upgrade.headers["retry-after"].as_str()), (503, "1"));
     assert_eq!(upgrade.json()["error"], "service_unavailable");
     let admin = token("ops", "admin");
@@ -144,7 +118,7 @@ fn while_it_ends_only_the_probes_are_answered_and_running_requests_finish() {
 #[test]
 fn a_backlog_is_delivered_before_the_close() {
     let service = Service::with(&[("WRITE_TIMEOUT", "30s")]);
-    let mut slow = narrow_client(&service, "7");
+    let mut slow = service.narrow_client("7");
     let sent = fill_backlog(&service, "7");
     service.signal("TERM");
     service.log_line("shutting down");
@@ -170,7 +144,7 @@ fn a_client_that_does_not_answer_the_close_is_cut() {
 #[test]
 fn a_client_that_reads_nothing_is_cut() {
     let service = Service::with(&[("WRITE_TIMEOUT", "1m")]);
-    let _stalled = narrow_client(&service, "7");
+    let _stalled = service.narrow_client("7");
     fill_backlog(&service, "7");
     assert_ended_well(service.stop());
 }

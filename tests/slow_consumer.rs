@@ -11,28 +11,18 @@
 mod support;
 
 use std::io::{Read, Write};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use socket2::SockRef;
-use support::{Client, Service, connect, full_size, handshake, token, until};
+use support::{Client, Service, full_size, read_to_end, until};
 
 /// Frames on their way at most: those that the slowest healthy member has not received.
 const IN_FLIGHT: usize = 64;
 /// Bytes of a broadcast's body.
 const BODY: usize = 6 * 1024;
-
-/// A client with small buffers of its own, so that it pushes back soon.
-fn narrow_client(service: &Service, user: &str) -> Client {
-    let stream = connect(service.addr());
-    SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
-    let token = token(user, "");
-    let request = handshake("/ws", &format!("Authorization: Bearer {token}\r\n"));
-    (&stream).write_all(request.as_bytes()).unwrap();
-    Client::over(stream).unwrap()
-}
 
 /// Reads `messages` broadcasts of the room, in order; returns the longest pause.
 fn receive(client: &mut Client, messages: usize, received: &AtomicUsize) -> Duration {
@@ -98,6 +88,10 @@ fn one_of_a_hundred_reads_nothing_and_the_others_get_everything() {
     assert!(longest < bound, "a pause of {longest:?}");
     assert!(grown < 4096, "RSS grew {grown} KiB");
     assert!(service.log_line("slow consumer").contains("user=stalled"));
+    let cut = service.log().iter().filter(|line| line.contains("slow consumer")).count();
+    assert_eq!(cut, 1, "others were cut");
+    // Its stream ends behind what its kernel had taken.
+    read_to_end(stalled.stream());
     drop((stalled, sending));
     service.assert_recovers(before);
 }
@@ -116,7 +110,7 @@ fn a_full_queue_is_cut_within_write_timeout_and_a_second() {
     let service = Service::with(&[("WRITE_TIMEOUT", "2s")]);
     service.assert_unharmed_by(|service| {
         let seen = service.log().len();
-        let mut stalled = narrow_client(service, "stalled");
+        let mut stalled = service.narrow_client("stalled");
         stalled.join("lobby");
         // A writer works on a backlog that is within the queue's limits.
         notify_until(service, "lobby", || service.threads_named("writer-") == 1);
@@ -136,7 +130,7 @@ fn a_full_queue_is_cut_within_write_timeout_and_a_second() {
 fn one_byte_now_and_then_is_too_little() {
     let service = Service::with(&[("WRITE_TIMEOUT", "3s")]);
     let before = service.at_rest();
-    let mut trickle = narrow_client(&service, "trickle");
+    let mut trickle = service.narrow_client("trickle");
     trickle.join("lobby");
     notify_until(&service, "lobby", || service.threads_named("writer-") == 1);
     let full = Instant::now();
@@ -163,13 +157,13 @@ fn many_that_read_nothing_at_once_hold_little() {
         reading.join("lobby");
         let stalled: Vec<_> = (0..peers)
             .map(|n| {
-                let mut client = narrow_client(service, &format!("stalled-{n}"));
+                let mut client = service.narrow_client(&format!("stalled-{n}"));
                 client.join("lobby");
                 client
             })
             .collect();
         let idle = service.rss_kib();
-        let tcp_before = tcp_memory_kib();
+        let tcp_before = tcp_memory_kib(service);
         let mut sent = 0;
         notify_until(service, "lobby", || {
             sent += 1;
@@ -177,7 +171,7 @@ fn many_that_read_nothing_at_once_hold_little() {
             service.threads_named("writer-") >= peers
         });
         let each = service.rss_kib().saturating_sub(idle) / peers as u64;
-        let tcp = tcp_memory_kib().saturating_sub(tcp_before);
+        let tcp = tcp_memory_kib(service).saturating_sub(tcp_before);
         println!(
             "round {round}: {peers} stalled after {sent} messages: {each} KiB of RSS each, \
              {tcp} KiB of TCP memory in all"
@@ -198,12 +192,18 @@ fn many_that_read_nothing_at_once_hold_little() {
     });
 }
 
-/// Memory of all TCP sockets of the machine.
-fn tcp_memory_kib() -> u64 {
-    let text = std::fs::read_to_string("/proc/net/sockstat").unwrap();
-    let line = text.lines().find(|line| line.starts_with("TCP:")).unwrap();
-    let pages: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
-    pages * 4
+/// Kernel memory of the sockets between the service and its clients, both ends: what is received, sent, and
+/// reserved for more.
+fn tcp_memory_kib(service: &Service) -> u64 {
+    let port = format!(":{}", service.addr().port());
+    let arguments = ["-tmnH", "sport", "=", &port, "or", "dport", "=", &port];
+    let output = Command::new("ss").args(arguments).output().expect("ss is installed, of iproute2");
+    let text = String::from_utf8(output.stdout).unwrap();
+    // skmem:(r0,rb131072,t0,tb262144,f0,w0,o0,bl0,d0), see ss(8).
+    let bytes = text
+        .split(['(', ',', ')'])
+        .filter_map(|field| field.strip_prefix(['r', 'w', 'f'])?.parse::<u64>().ok());
+    bytes.sum::<u64>() / 1024
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn when_all_writers_are_taken_the_next_is_cut_at_once() {
     let service = Service::with(&[("MAX_WRITERS", "1"), ("WRITE_TIMEOUT", "10s")]);
     let before = service.at_rest();
     let clients = ["a", "b"].map(|user| {
-        let mut client = narrow_client(&service, user);
+        let mut client = service.narrow_client(user);
         client.join("lobby");
         client
     });

@@ -6,15 +6,15 @@
     reason = "a test fails by panicking"
 )]
 
+mod support;
+
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-
-const SECRET: &str = "a secret of more than thirty-two bytes";
+use support::{SECRET, unix_now};
 
 /// A directory without a `.env`, unless the test writes one.
 struct Place(PathBuf);
@@ -102,10 +102,6 @@ fn verified(token: &str, digest: &str, secret: &str) -> (Value, Value) {
     (part(header), part(claims))
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
 fn lifetime(arguments: &[&str], name: &str) -> u64 {
     let (_, claims) = verified(&printed(&run(name, arguments)), "-sha256", SECRET);
     claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap()
@@ -113,12 +109,12 @@ fn lifetime(arguments: &[&str], name: &str) -> u64 {
 
 #[test]
 fn defaults() {
-    let before = now();
+    let before = unix_now();
     let token = printed(&run("defaults", &[]));
     let (header, claims) = verified(&token, "-sha256", SECRET);
     assert_eq!(header, json!({"typ": "JWT", "alg": "HS256"}));
     let iat = claims["iat"].as_u64().unwrap();
-    assert!((before..=now()).contains(&iat));
+    assert!((before..=unix_now()).contains(&iat));
     let expected = json!({
         "sub": "user-123", "role": "client", "iat": iat, "exp": iat + 24 * 3600
     });

@@ -9,6 +9,7 @@
 
 #[path = "support/memory.rs"]
 mod memory;
+mod support;
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -30,9 +31,7 @@ use realtime_service::hub::{
 use realtime_service::protocol::{Id, Room, frame_payload, text_frame};
 use realtime_service::runtime::channel;
 use realtime_service::runtime::threads::Threads;
-
-/// No step of a test takes longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+use support::{PATIENCE, until};
 
 /// A peer that takes everything at once, frame by frame.
 struct Peer {
@@ -278,11 +277,7 @@ fn a_hub_that_stands_still_holds_up_its_subscription_and_no_publisher() {
     }
     let taken = sent - 1;
     second.wake();
-    let deadline = Instant::now() + PATIENCE;
-    while second.bridge.counters().received() < taken as u64 {
-        assert!(Instant::now() < deadline, "the subscription did not go on");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    until("the subscription goes on", || second.bridge.counters().received() >= taken as u64);
     let there = second.connect("b", "");
     first.notify(Target::Everyone, r#"{"end":1}"#);
     // It may have connected before the last of the old ones was handled; they are in order then.

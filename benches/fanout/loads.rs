@@ -3,6 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
+use realtime_service::config::FLUSH_FRAMES;
+
 use crate::Fallible;
 use crate::fanout::figures::{self, Figure};
 use crate::fanout::ledger::Ledger;
@@ -13,9 +15,6 @@ use crate::fanout::target::{Purpose, Redis, Side, Target};
 use crate::fanout::tokens::Tokens;
 use crate::fanout::wire::{self, Template};
 use crate::fanout::{callers, connections};
-
-/// Frames that the hub appends before it flushes, at most.
-const FLUSH_FRAMES: f64 = 16_384.0;
 
 /// How a scenario loads a server.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +130,8 @@ fn behind(members: usize, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
     let mut crowd = Rooms::open(target.address, "room", shape, trial.tokens)?;
     let mut other = Rooms::open(target.address, "beside", Shape::SINGLE, trial.tokens)?;
     let (elapsed, _) = figures::measured(&target, || crowd.run(trial.effort.span))?;
-    let flush_ms = FLUSH_FRAMES / figures::per_second(crowd.ledger.deliveries(), elapsed) * 1e3;
+    let flush_ms =
+        FLUSH_FRAMES as f64 / figures::per_second(crowd.ledger.deliveries(), elapsed) * 1e3;
     let (mut alone, mut behind) = (Histogram::new(), Histogram::new());
     for _ in 0..trial.effort.rounds {
         alone.record(one_way_ns(&mut other)?);

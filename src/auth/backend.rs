@@ -1,5 +1,5 @@
-//! Questions to the authorization backend: an actor that keeps cache and lets equal questions share
-//! a call.
+//! Questions to the authorization backend. An actor caches the answers, and makes one call for equal
+//! questions that come at the same time.
 //!
 //! ```text
 //! readers ──questions──▶ authz ──jobs──▶ authz-1 … authz-32 ──HTTP──▶ backend
@@ -7,8 +7,8 @@
 //!    └────verdicts───────┘   └────outcomes─────┘
 //! ```
 //!
-//! The thread `authz` alone owns the cache and the table of calls in flight, so there is no lock. It
-//! never blocks: the jobs that wait are at most one for each reader's question.
+//! Only the thread `authz` touches the cache and the table of calls in flight, so no lock is needed. It
+//! never blocks: the queue of jobs is unbounded, but holds at most one job for each waiting reader.
 
 #[cfg(test)]
 mod against_http;
@@ -32,30 +32,31 @@ use crate::runtime::count::{CountBy, Kind};
 use crate::runtime::threads::Threads;
 use call::{CallError, Caller};
 
-/// How long an allow is kept.
+/// How long the answer "allowed" is cached.
 const ALLOW_KEPT: Duration = Duration::from_secs(30);
-/// How long a deny is kept: shorter, as it stands in the way of someone just let in.
+/// How long the answer "denied" is cached: shorter, since it keeps out a user who has just been given
+/// access.
 const DENY_KEPT: Duration = Duration::from_secs(5);
-/// Most cache that are kept.
+/// Most answers in the cache.
 const MAX_ANSWERS: usize = 10_000;
-/// Questions that wait for the `authz` thread; a full channel holds back the readers.
+/// Questions that wait for the `authz` thread; when so many wait, readers block.
 const QUESTION_QUEUE: usize = 256;
 /// How often who waits for an answer looks whether it is still wanted.
 const GIVE_UP_INTERVAL: Duration = Duration::from_millis(100);
 /// Shortest time between two log lines about failed calls.
 const LOG_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the backend is asked; its answer depends on nothing else, so equal ones share it.
+/// What the backend is asked. Its answer depends on nothing else, so equal questions share one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Question {
     pub(super) user_id: Id,
     pub(super) room: Room,
 }
 
-/// One call, within the time that is left; runs on the `authz-…` threads.
+/// Makes one call within the given time; runs on the `authz-…` threads.
 type Call = dyn Fn(&Question, Duration) -> Result<bool, CallError> + Send + Sync;
 
-/// What may be shorter in a test.
+/// Times and sizes of the cache; tests use smaller ones.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) timeout: Duration,
@@ -75,7 +76,8 @@ impl Default for Settings {
     }
 }
 
-/// Upper bounds of the duration of a call, in seconds; past the last it has failed.
+/// Histogram bounds of the duration of a call, in seconds. A call that takes longer than the last has
+/// failed.
 const CALL_SECONDS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0];
 
 impl Kind for Verdict {
@@ -139,13 +141,13 @@ struct Asker {
     reply: Sender<Verdict>,
 }
 
-/// A question on its way to a calling thread; not called when its time is over by then.
+/// A question for a calling thread, which makes no call once the deadline has passed.
 struct Job {
     question: Question,
     deadline: Instant,
 }
 
-/// What became of a job; `Err(None)` when it was too late to call.
+/// The result of a job; `Err(None)` when its deadline had passed before the call.
 struct Outcome {
     question: Question,
     result: Result<bool, Option<CallError>>,
@@ -211,10 +213,10 @@ impl Actor {
     /// Ends when the last [`Backend`] is dropped; that drops `jobs`, which ends the calling threads.
     fn run(mut self, questions: &Receiver<Asked>, outcomes: &Receiver<Outcome>) {
         loop {
-            // Cache first, so that a flood of questions finds them kept.
+            // Outcomes first: they fill the cache, and a flood of questions is then answered from it.
             select_biased! {
                 recv(outcomes) -> outcome => {
-                    // The workers' end is held here too, so it never disconnects.
+                    // Never disconnected: `self.workers` holds a sender too.
                     if let Ok(outcome) = outcome {
                         self.settle(outcome);
                     }
@@ -259,7 +261,7 @@ impl Actor {
         askers.iter().for_each(|asker| answer(asker, verdict));
     }
 
-    /// The oldest asker's time was over before a thread was free; one who joined later may have some.
+    /// The first asker's deadline passed before a thread was free; those who asked later may still wait.
     fn ask_again(&mut self, question: Question, mut askers: Vec<Asker>, now: Instant) {
         askers.retain(|asker| asker.deadline > now);
         if let Some(deadline) = askers.iter().map(|asker| asker.deadline).min() {
@@ -268,7 +270,7 @@ impl Actor {
         }
     }
 
-    /// A backend that is down must not fill the log.
+    /// Logs at most once per [`LOG_PAUSE`]: a backend that is down must not fill the log.
     fn log(&mut self, error: &CallError, now: Instant) {
         if self.logged.is_none_or(|last| now.duration_since(last) >= LOG_PAUSE) {
             self.logged = Some(now);
@@ -277,16 +279,16 @@ impl Actor {
     }
 }
 
-/// An asker whose time is over has left.
+/// An asker whose deadline has passed no longer waits; then the answer is dropped.
 fn answer(asker: &Asker, verdict: Verdict) {
     let _ = asker.reply.try_send(verdict);
 }
 
-/// Cache by question, each until its time, the oldest dropped when there are too many.
+/// Answers by question. Each expires after its time; the oldest is dropped when there are too many.
 struct Cache {
     settings: Settings,
     by_question: HashMap<Question, CachedAnswer>,
-    /// Questions by the number of their answer: in the order in which they came.
+    /// Questions by the number of their answer, so the oldest comes first.
     by_age: BTreeMap<u64, Question>,
     next: u64,
 }
@@ -328,7 +330,7 @@ impl Cache {
     }
 }
 
-/// The calling threads, started as they are needed and kept.
+/// The calling threads: started when needed, then kept.
 struct Workers {
     jobs: Sender<Job>,
     worker: Worker,
@@ -339,7 +341,7 @@ struct Workers {
 }
 
 impl Workers {
-    /// When no further thread can be started the job waits for one that runs: there is always one.
+    /// When no further thread can be started, the job waits for a running one; there is always at least one.
     fn hand_over(&mut self, job: Job) {
         if self.busy >= self.count
             && self.count < BACKEND_CALLS
@@ -348,7 +350,7 @@ impl Workers {
             warn!("authorization backend: no thread authz-{}: {error}", self.count + 1);
         }
         self.busy += 1;
-        // The receiver is held in `worker`.
+        // Cannot fail: `worker` holds a receiver.
         let _ = self.jobs.send(job);
     }
 
@@ -381,7 +383,7 @@ impl Worker {
         }
     }
 
-    /// A panic inside the HTTP client loses neither the question nor the thread.
+    /// Catches a panic inside the HTTP client, so that the question is answered and the thread lives on.
     fn call(&self, question: &Question, left: Duration) -> Result<bool, CallError> {
         let started = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| (self.call)(question, left)))

@@ -1,8 +1,8 @@
-//! Token → claims → [`Identity`] (DESIGN section 4).
+//! Token → claims → [`Identity`] (JWT: RFC 7519).
 //!
-//! Only the signature is jsonwebtoken's matter. The parts of the token are parsed here: a connection's
-//! stack is small, and nothing here recurses into what a peer has nested; one clock read serves all
-//! checks; a claim is judged by its JSON text, so that a float is never taken for an id.
+//! jsonwebtoken only checks the signature; header and claims are parsed here, for three reasons. A
+//! connection's stack is small, and this parser does not recurse into nested JSON. All times are compared
+//! with one reading of the clock. And ids are checked as JSON text, so that a float is never taken for one.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,14 +17,14 @@ use crate::config::{JwtConfig, KIB, MAX_ID_BYTES};
 use crate::protocol::json::{parse_object, string};
 use crate::protocol::{BadId, Id};
 
-/// Longest token that is looked at, in bytes.
+/// Longest token that is accepted, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 8 * KIB;
 
-/// The end of year 9999, as time since 1970: later times count as this one, which every calendar can
-/// still print and no addition overflows.
+/// The end of the year 9999, as time since 1970. Later times count as this one, so that no addition
+/// overflows and every time can be printed.
 const FAR: Duration = Duration::from_secs(253_402_300_799);
 
-/// Who a connection or a request belongs to; checked, so that it can be trusted from here on.
+/// Whose connection or request it is, taken from a token that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// `sub`, else `user_id`, else `id`.
@@ -82,7 +82,7 @@ pub enum TokenError {
     /// None of `sub`, `user_id` and `id` is there.
     #[error("no user id")]
     NoUserId,
-    /// The claim of this name is neither 1 to 128 visible characters nor an integer.
+    /// The claim of this name is no id; [`Id::from_json`] says what is.
     #[error("bad id in {0}")]
     BadId(&'static str),
     /// `role` is not a string of at most 128 bytes.
@@ -97,7 +97,7 @@ pub enum TokenError {
 }
 
 impl TokenError {
-    /// What the client is told: less than the log, as it may not be who the token was made for.
+    /// What the client is told. It is less than the log says, since the client may be an attacker.
     pub fn client_text(self) -> &'static str {
         match self {
             Self::Missing => "missing token",
@@ -137,7 +137,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A verifier that has proved itself on a token of its own.
+    /// Makes a verifier, and has it check a token of its own.
     ///
     /// # Errors
     /// When the secret is empty, or the crypto of this build does not work.
@@ -155,7 +155,8 @@ impl Verifier {
         Ok(verifier)
     }
 
-    /// A wrong choice of crypto features panics at the first use: it shall be here, not at a client's.
+    /// A build with the wrong crypto features panics when the first token is checked. This makes it panic
+    /// at the start instead.
     fn test_itself(&self, config: &JwtConfig) -> Result<(), TokenError> {
         let claims = serde_json::json!({
             "sub": "self-test", "exp": 1, "iss": config.issuer, "aud": config.audience,
@@ -179,7 +180,7 @@ impl Verifier {
     /// # Errors
     /// The reason of the refusal.
     pub fn verify(&self, token: &str) -> Result<Identity, TokenError> {
-        // A clock before 1970 expires nothing, but then nothing else works either.
+        // A clock before 1970 counts as 1970.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.verify_at(token, now)
     }
@@ -200,7 +201,7 @@ impl Verifier {
         })
     }
 
-    /// The payload, once the signature over it has proved right.
+    /// The payload, after the signature was checked.
     fn signed_payload(&self, token: &str) -> Result<String, TokenError> {
         match token.len() {
             0 => return Err(TokenError::Missing),
@@ -261,7 +262,7 @@ impl Verifier {
     }
 }
 
-/// The members of the header that matter; a `kid`, `jwk` or `jku` chooses no key here.
+/// The members of the header that are used. `kid`, `jwk` and `jku` are ignored: there is only one key.
 #[derive(Deserialize)]
 struct JoseHeader<'a> {
     #[serde(borrow, default)]
@@ -270,8 +271,8 @@ struct JoseHeader<'a> {
     crit: Option<&'a RawValue>,
 }
 
-/// The claims that matter, as JSON text; `null` counts as absent, and one that is there twice as an
-/// error. Others are skipped.
+/// The claims that are used, as JSON text. `null` counts as absent; a claim that stands twice is an error.
+/// Other claims are ignored.
 #[derive(Deserialize)]
 struct Claims<'a> {
     #[serde(borrow, default)]
@@ -336,7 +337,7 @@ impl<'a> Claims<'a> {
     }
 }
 
-/// The first claim that is there decides: a bad one is not passed over for the next.
+/// The id in the first claim that is present. If it is bad, the later ones are not tried.
 fn first_id<const N: usize>(
     claims: [(&'static str, Option<&RawValue>); N],
 ) -> Result<Option<Id>, TokenError> {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-/// Upper end of the first wait.
+/// Longest first wait.
 const FIRST: Duration = Duration::from_millis(100);
-/// Upper end of every later wait.
+/// Longest wait at all.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// The wait after `failures` failed attempts in a row (1 is the first): anywhere from nothing to
-/// 100 ms, 200 ms, 400 ms, … 2 s, where `random` falls between 0 and `u64::MAX`. The full range keeps
-/// many instances that lost the broker at once from returning at once.
+/// The wait after `failures` failed attempts in a row. It lies between zero and 100 ms after the first,
+/// 200 ms after the second, and so on up to 2 s; `random` (0 to `u64::MAX`) chooses where. Instances that
+/// lose the broker at the same moment so come back at different ones.
 fn wait(failures: u32, random: u64) -> Duration {
     let doubled = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
     let ceiling = FIRST.saturating_mul(doubled).min(LONGEST);
@@ -29,7 +29,7 @@ impl Backoff {
     /// The wait before the next attempt.
     pub(super) fn next(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        // The first half of a random UUID is random but for four low bits.
+        // 60 of these 64 bits are random; the other four are the UUID's version.
         wait(self.failures, Uuid::new_v4().as_u64_pair().0)
     }
 

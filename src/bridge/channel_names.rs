@@ -84,7 +84,7 @@ impl ChannelNames {
     }
 }
 
-/// A pattern that matches exactly `text`.
+/// A glob pattern that matches only `text`.
 fn escape_glob(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len());
     for c in text.chars() {

@@ -9,17 +9,17 @@ use crate::runtime::count::{CountBy, Kind};
 pub enum DropReason {
     /// Out: 10,000 messages or 16 MiB wait already.
     QueueFull,
-    /// Out: the broker is away, or was when its turn came.
+    /// Out: there is no connection to the broker.
     Disconnected,
     /// Out: the bridge is closing, or was closed.
     Closed,
-    /// Out: the broker went away in the middle; it may have arrived.
+    /// Out: the connection broke before the broker confirmed it; it may have arrived.
     Lost,
     /// Out: the broker refused this message.
     Refused,
     /// Out: not a JSON object, or for a target that is not published.
     NotPublishable,
-    /// In: its number is not above the highest seen of its origin.
+    /// In: it has come before; its number is not above the highest seen of its instance.
     Repeated,
     /// In: not UTF-8.
     NotUtf8,

@@ -1,7 +1,8 @@
-//! The leading member by which an instance knows its own messages and repeated ones.
+//! The first member of each published message, by which an instance recognises its own messages and
+//! repeated ones.
 //!
-//! What is published is the client-visible JSON object with one member put in front,
-//! `{"origin":"<uuid>:<n>",…}`. It is found and taken off by position: nothing is parsed.
+//! Published is the JSON object that clients get, with one member added in front:
+//! `{"origin":"<uuid>:<n>",…}`. It always stands at the same place, so it is cut off without parsing.
 
 use std::collections::HashMap;
 
@@ -10,7 +11,7 @@ use uuid::Uuid;
 const OPENING: &str = r#"{"origin":""#;
 /// Length of a UUID in its hyphenated form.
 const UUID_BYTES: usize = 36;
-/// Origins that are remembered; an instance restarts with a new one.
+/// How many instances are remembered; each has a new id at every start.
 const ORIGINS: usize = 1024;
 /// Bytes that an envelope may add to a message; it adds at most 69.
 pub(super) const ENVELOPE_BYTES: usize = 1024;
@@ -36,8 +37,8 @@ impl Envelope {
         Some(out)
     }
 
-    /// Takes the leading member off: the origin, and what followed it, without the `{`. `None` when
-    /// the text does not begin with exactly that form, and so is foreign.
+    /// Splits a message into its origin and what followed it, without the `{`. `None` when the text does
+    /// not begin in exactly this form: then it comes from another system.
     pub(super) fn unwrap(text: &str) -> Option<(Self, &str)> {
         let (instance, rest) = text.strip_prefix(OPENING)?.split_at_checked(UUID_BYTES)?;
         let (number, rest) = rest.strip_prefix(':')?.split_once('"')?;
@@ -79,7 +80,7 @@ struct Highest {
 }
 
 impl Seen {
-    /// Whether this message is above all that were seen of its origin; from now on it is seen.
+    /// Whether this message's number is above all that were seen of its instance. Remembers the number.
     pub(super) fn advance(&mut self, origin: Envelope) -> bool {
         self.clock += 1;
         if let Some(highest) = self.origins.get_mut(&origin.instance) {
@@ -93,8 +94,8 @@ impl Seen {
         true
     }
 
-    /// Forgets the origin that was silent for longest. A walk over all is cheap enough for what
-    /// happens once per restart of an instance.
+    /// Forgets the instance that was silent for longest. Looking at all of them is cheap enough, since it
+    /// happens only when an instance has started.
     fn make_room(&mut self) {
         if self.origins.len() < ORIGINS {
             return;

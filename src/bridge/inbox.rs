@@ -1,4 +1,5 @@
-//! What becomes of a message that arrives: a pure function of the message and of what came before.
+//! Decides what happens to a message that arrives. No I/O: the result depends only on this message and on
+//! those before it.
 
 use std::borrow::Cow;
 
@@ -23,7 +24,7 @@ pub(super) enum Inbound {
     Own,
     /// The probe with this number has come back.
     Probe(u64),
-    /// Count it, and say so now and then.
+    /// Count it, and log some of these.
     Drop(DropReason),
 }
 
@@ -83,13 +84,14 @@ fn checked_text(payload: &[u8], most_bytes: usize) -> Result<&str, DropReason> {
     std::str::from_utf8(payload).map_err(|_| DropReason::NotUtf8)
 }
 
-/// Only this instance knows the channel, so a number that is none is somebody's experiment.
+/// Only this instance publishes to its probe channel. Anything but a number was sent by somebody who tries
+/// things out.
 fn read_probe(payload: &[u8]) -> Inbound {
     let number = std::str::from_utf8(payload).ok().and_then(|text| text.parse().ok());
     number.map_or(Inbound::Drop(DropReason::BadChannel), Inbound::Probe)
 }
 
-/// An event of the marketplace; further members are the clients' business.
+/// An event of the marketplace. Clients get all of it; only these members are read here.
 #[derive(Deserialize)]
 struct SystemEvent<'a> {
     #[serde(rename = "type", borrow)]

@@ -72,12 +72,12 @@ impl Queue {
         self.connected.store(connected, Ordering::Release);
     }
 
-    /// Takes nothing more.
+    /// Refuses further messages.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Messages that wait.
+    /// Number of messages that wait.
     pub(super) fn len(&self) -> usize {
         self.messages.len()
     }
@@ -91,7 +91,7 @@ impl QueueReceiver {
         Some(outgoing)
     }
 
-    /// Makes room for other messages.
+    /// Makes room for others, after a message was received.
     pub(super) fn taken(&self, outgoing: &Outgoing) {
         self.bytes.fetch_sub(outgoing.payload.len(), Ordering::AcqRel);
     }

@@ -7,8 +7,8 @@
 //! lead to a server that nobody else uses any more. A replica is never `connected`: what is published
 //! there reaches nobody at the master.
 //!
-//! While the publisher has no connection, messages are dropped at once: what is told to a room minutes
-//! late confuses more than it helps, and clients that need the state ask the backend for it.
+//! While the publisher has no connection, messages are dropped at once. A message that reaches a room
+//! minutes late confuses more than it helps; clients that need the current state ask the backend.
 
 mod link;
 mod publisher;
@@ -33,15 +33,15 @@ use link::Link;
 use publisher::Publisher;
 use subscriber::Subscriber;
 
-/// For connecting, a write, and the answer to a command.
+/// Longest time for connecting, for a write, and for the answer to a command.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two probes.
+/// Time between two probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Probes that Redis confirmed and that did not come back, before the subscription counts as dead.
+/// The subscription counts as dead when so many probes were confirmed by Redis but have not come back.
 const MISSING_PROBES: u64 = 2;
-/// Silence on the subscription, probes included, before it is pinged.
+/// The subscription is pinged when it brought nothing for so long, not even probes.
 const PING_AFTER: Duration = Duration::from_secs(2);
-/// How often a subject is written to the log at most.
+/// Shortest time between two log lines about the same thing.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Messages between instances over Redis (or Valkey).
@@ -51,7 +51,7 @@ pub struct RedisPubSub {
     life: Mutex<Life>,
 }
 
-/// What both threads and the hub see.
+/// What both threads and the hub share.
 struct Shared {
     client: Client,
     channels: ChannelNames,
@@ -132,7 +132,7 @@ impl RedisPubSub {
         let publisher = Publisher::new(&self.shared, receiver, probe_asked, stopped.clone());
         let subscriber = Subscriber::new(&self.shared, handler, stopped);
         let also_alive = alive.clone();
-        // When the second spawn fails, `stop` is dropped, which ends the first thread.
+        // If the second thread cannot be started, returning drops `stop`, which ends the first.
         self.threads.spawn("redis-pub", move || {
             let _alive = alive;
             publisher.run();
@@ -190,7 +190,7 @@ impl PubSub for RedisPubSub {
 }
 
 impl Shared {
-    /// One connection with all timeouts set; connecting resets them.
+    /// Connects, and then sets all timeouts, since connecting resets them.
     fn connect(&self) -> Result<Connection, RedisError> {
         let connection = self.client.get_connection_with_timeout(TIMEOUT)?;
         connection.set_read_timeout(Some(TIMEOUT))?;
@@ -232,7 +232,7 @@ impl Shared {
     }
 }
 
-/// What went wrong, for a log line; no error of the crate repeats a password.
+/// What went wrong, for a log line. No error of the redis crate contains a password.
 fn describe(error: &RedisError) -> String {
     if error.is_timeout() {
         // The system's own text is "Resource temporarily unavailable".
@@ -245,7 +245,7 @@ fn is_named(value: Option<&Value>, name: &str) -> bool {
     matches!(value, Some(Value::BulkString(text)) if text == name.as_bytes())
 }
 
-/// Tells a thread that it shall end: the other end is dropped.
+/// Tells a thread to end, by the drop of the channel's other end.
 #[derive(Clone)]
 struct StopSignal(Receiver<Infallible>);
 
@@ -254,13 +254,13 @@ impl StopSignal {
         self.0.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// Waits so long; true when it shall end.
+    /// Waits for this time, or until it is set; whether it is.
     fn wait(&self, time: Duration) -> bool {
         self.0.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
     }
 }
 
-/// Lets one line per second through.
+/// Lets one log line per second through.
 #[derive(Debug, Default)]
 struct Throttle {
     last: Option<Instant>,

@@ -11,8 +11,8 @@ use super::{
     SETTINGS, Secret, Setting,
 };
 
-/// Where settings come from: the environment, and behind it the `.env` file of the working directory or
-/// one above it, if there is one.
+/// Where settings come from: the environment, and for what it does not have the `.env` file, in the working
+/// directory or one above it.
 #[derive(Debug)]
 pub struct Variables {
     file: HashMap<String, String>,
@@ -47,7 +47,7 @@ impl Variables {
 
 fn unreadable(error: &dotenvy::Error) -> String {
     match error {
-        // Not the line itself: it may hold the secret.
+        // The line itself is not told, since it may contain the secret.
         dotenvy::Error::LineParse(..) => {
             "cannot read .env: a line is not NAME=value (quote values with spaces)".into()
         }
@@ -203,14 +203,14 @@ impl Lookup<'_> {
         match redis.connection_info() {
             Ok(_) => Ok(Some(redis)),
             Err(problem) => {
-                // Before an @ stands a password.
+                // An address with an @ contains a password.
                 let value = Some(redis.addr.0).filter(|addr| !addr.contains('@'));
                 Err(ConfigError { variable: "REDIS_ADDR", value, problem })
             }
         }
     }
 
-    /// 0, or what lets a message of the largest size through: four times the rate may come at once.
+    /// Four times the rate may come at once, and the largest message must fit into that.
     pub(super) fn rate_bytes(&self, max_message_bytes: usize) -> Result<usize, ConfigError> {
         let least = max_message_bytes.div_ceil(4);
         let expected =
@@ -278,7 +278,7 @@ pub fn parse_size(text: &str) -> Option<usize> {
     }
 }
 
-/// Digits only: `parse` alone would let a sign through.
+/// Takes digits only; `parse` alone would accept a sign.
 fn parse_digits(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }

@@ -9,8 +9,9 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionI
 use super::{RedisConfig, Secret};
 
 const EXPECTED: &str = "expected host:port or redis://[user[:password]@]host[:port][/database]";
-/// Silence on a connection before the kernel asks whether the peer is there, and between two questions.
+/// TCP keepalive: after so much silence the kernel asks whether the peer is alive.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
+/// TCP keepalive: time between two such questions.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 impl RedisConfig {
@@ -50,7 +51,7 @@ fn parse_url(scheme: &str, url: &str) -> Result<ConnectionInfo, String> {
         ));
     }
     url.into_connection_info().map_err(|e| match e.detail() {
-        // The crate's own texts are constants; a detail would repeat a part of the URL.
+        // Without a detail the crate's text is a constant; a detail could repeat the password.
         None => format!("{e}, {EXPECTED}"),
         Some(_) => format!("{}, {EXPECTED}", e.category()),
     })
@@ -97,7 +98,7 @@ fn login(
         }
         (one, other) => other.or(one),
     };
-    // Without the library's name a connection that needs no login costs no round trip.
+    // Telling Redis the library's name would cost a round trip per connection.
     let mut login = RedisConnectionInfo::default().set_db(url.db()).set_skip_set_lib_name();
     match (url.username(), password) {
         (Some(_), None) => return Err("a user without a password, expected both".into()),

@@ -1,11 +1,11 @@
-//! Close codes and reasons, one table (DESIGN section 3, RFC 6455 section 7.4).
+//! Close codes and their reasons (RFC 6455 section 7.4; the table is in `docs/PROTOCOL.md`).
 
 use bytes::Bytes;
 
 /// Why the service closes a connection with a Close frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Close {
-    /// The peer closed first; its code is echoed, or 1000 where it gave none that may be sent.
+    /// The peer closed first. Its code is sent back, or 1000 where it sent none.
     Echo(u16),
     /// The service shuts down.
     GoingAway,

@@ -16,12 +16,12 @@ pub fn text_frame(text: &str) -> Bytes {
     frame(OPCODE_TEXT, &[text.as_bytes()])
 }
 
-/// One control frame; a payload past the 125 bytes that RFC 6455 section 5.5 allows is cut there.
+/// One control frame. A payload over the 125 bytes of RFC 6455 section 5.5 is cut.
 pub fn control_frame(opcode: u8, payload: &[u8]) -> Bytes {
     frame(opcode, &[payload.get(..125).unwrap_or(payload)])
 }
 
-/// A frame whose payload is these parts end to end, written in one go.
+/// A frame whose payload is these parts, one after the other; one allocation.
 pub(super) fn frame(opcode: u8, parts: &[&[u8]]) -> Bytes {
     let length = parts.iter().map(|part| part.len()).sum();
     let mut out = BytesMut::with_capacity(header_length(length) + length);
@@ -52,7 +52,7 @@ fn header_length(payload: usize) -> usize {
     }
 }
 
-/// The payload inside a frame that this module made, without copying.
+/// The payload of a frame that this module made; nothing is copied.
 pub fn frame_payload(frame: &Bytes) -> Bytes {
     let header = match frame.get(1) {
         Some(127) => 10,

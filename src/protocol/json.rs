@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::value::RawValue;
 
-/// Parses a JSON object. A struct's derived `Deserialize` takes an array too, so that is ruled out here.
+/// Parses a JSON object. A struct's derived `Deserialize` would accept an array too; this does not.
 ///
 /// # Errors
 /// When the text is no JSON object, or not one of this form.

@@ -21,7 +21,7 @@ pub enum ErrorCode {
     InvalidRoom(Action),
     /// A room name of the wrong form.
     InvalidRoomFormat,
-    /// Rules or backend say no.
+    /// The rules or the backend do not allow it.
     NotAuthorized,
     /// Over `MAX_ROOMS_PER_CLIENT`.
     TooManyRooms,
@@ -114,7 +114,7 @@ pub struct BadMessage {
     pub id: Option<MessageId>,
 }
 
-/// The members as raw JSON: each is judged on its own, so that every mistake gets its own answer.
+/// The members as raw JSON. Each is checked on its own, so that every mistake gets its own answer.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow, default, rename = "type")]
@@ -202,8 +202,8 @@ impl Reply {
         }
     }
 
-    /// The frame that answers: JSON with an id, the plain text that old clients know without; a
-    /// broadcast without an id is not answered.
+    /// The frame that answers a message: JSON where the message had an id, else the plain text that old
+    /// clients know. A broadcast without an id is not answered.
     pub fn frame(self, room: &Room, id: Option<&MessageId>) -> Option<Bytes> {
         let kind = self.as_str();
         match (self, id) {

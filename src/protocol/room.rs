@@ -1,4 +1,4 @@
-//! Names of rooms, and what they say about who may join.
+//! Names of rooms, and the kinds of rooms that they stand for.
 
 use std::fmt;
 use std::sync::Arc;

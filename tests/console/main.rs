@@ -262,7 +262,7 @@ fn a_flood_stays_bounded_and_can_be_paused_filtered_and_cleared() {
         page.eval("document.querySelector('#messages .row').textContent.includes('699')"),
         true
     );
-    assert!(page.text("#stats").starts_with("700 received"));
+    assert!(page.text("#tally").starts_with("700 received"));
 
     page.click("#pause");
     notify(700, "held");
@@ -278,7 +278,7 @@ fn a_flood_stays_bounded_and_can_be_paused_filtered_and_cleared() {
     page.fill("#filter", "HELD");
     page.until(&format!("{count} === 100"));
     notify(800, "other");
-    page.shows("#stats", "900 received");
+    page.shows("#tally", "900 received");
     assert_eq!(page.eval(count), 100);
     page.click("#clear");
     page.until(&format!("{count} === 0"));

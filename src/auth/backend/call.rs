@@ -1,4 +1,4 @@
-//! One call to the authorization backend: the URL, the request, what the answer means.
+//! One HTTP call to the authorization backend: its URL, and what the answer means.
 
 use std::net::ToSocketAddrs;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use crate::protocol::json::parse_object;
 
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: u64 = 64 * KIB as u64;
-/// How long a connection is kept for the next call: shorter than the 5 s after which common servers
-/// close an idle one, so that no call meets the close.
+/// How long an idle connection is kept for the next call. Shorter than the 5 s after which common servers
+/// close it, so that no call is sent on a connection that is being closed.
 const MAX_IDLE: Duration = Duration::from_secs(3);
-/// Addresses of one name that are tried, as many as ureq's list holds.
+/// Most addresses of one host name that are tried; ureq's list holds no more.
 const MAX_ADDRESSES: usize = 16;
 
-/// Everything but RFC 3986's unreserved characters: right in a path and in a query alike.
+/// Encodes all but RFC 3986's unreserved characters, which is right in a path and in a query.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Why a call gave no verdict. `Display` is for the log.
@@ -41,7 +41,7 @@ pub(super) enum CallError {
     Panic,
 }
 
-/// Calls the backend; one for all threads, so that they share its kept connections.
+/// Calls the backend. All threads use the same one, so that they share its idle connections.
 pub(super) struct Caller {
     agent: Agent,
     base: String,
@@ -108,8 +108,8 @@ fn parse_answer(body: &[u8]) -> Option<bool> {
     Some(answer.allowed)
 }
 
-/// Resolves names on the calling thread: ureq's own resolver spawns one with a call that panics when
-/// the system has none left.
+/// Resolves host names on the calling thread. ureq's own resolver starts a thread for it, with a call that
+/// panics when the system has no thread left.
 #[derive(Debug)]
 struct ResolveHere;
 

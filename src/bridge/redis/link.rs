@@ -16,9 +16,9 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 struct Sides {
     publisher: bool,
-    /// A probe of the present publisher has come back through the present subscription.
+    /// A probe has come back, from the current publisher through the current subscription.
     proved: bool,
-    /// What the log says; `None` before its first line.
+    /// What was logged last; `None` at first.
     told: Option<Told>,
 }
 
@@ -26,7 +26,8 @@ struct Sides {
 enum Told {
     Connected,
     Disconnected,
-    /// Disconnected, since it is a replica: that does not pass by itself.
+    /// Disconnected, since this server is a replica: told even where a disconnection was told before,
+    /// since somebody has to act.
     Replica,
 }
 
@@ -55,8 +56,8 @@ impl Link {
         self.tell_if_up(&mut sides);
     }
 
-    /// The publisher has lost its connection, or got none; `None` when it just ends. Without it nothing
-    /// proves the subscription.
+    /// The publisher has lost its connection, or could not connect; the reason is `None` when it was
+    /// stopped. Without its probes the subscription is not proved either.
     pub(super) fn publisher_down(&self, reason: Option<&SessionError>) {
         let mut sides = self.sides();
         sides.publisher = false;
@@ -64,7 +65,8 @@ impl Link {
         self.tell_down(&mut sides, "publisher", reason);
     }
 
-    /// The subscriber has lost its connection, or got none; `None` when it just ends.
+    /// The subscriber has lost its connection, or could not connect; the reason is `None` when it was
+    /// stopped.
     pub(super) fn subscriber_down(&self, reason: Option<&SessionError>) {
         let mut sides = self.sides();
         sides.proved = false;

@@ -1,4 +1,4 @@
-//! The thread `redis-pub`: pipelines what waits in the queue, and sends the probes.
+//! The thread `redis-pub`: sends what waits in the queue, many messages at once, and the probes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,9 +14,9 @@ use crate::bridge::queue::QueueReceiver;
 use crate::bridge::{DropReason, Outgoing};
 use crate::config::MIB;
 
-/// Messages in one pipeline at most.
+/// Most messages in one pipeline.
 const BATCH_MESSAGES: usize = 512;
-/// Bytes of commands after which a pipeline takes no further message.
+/// A pipeline that has so many bytes takes no further message.
 const BATCH_BYTES: usize = MIB;
 
 pub(super) struct Publisher {
@@ -25,9 +25,9 @@ pub(super) struct Publisher {
     probe_asked: Receiver<()>,
     stopped: StopSignal,
     backoff: Backoff,
-    /// Of the last message. It is given here, in the order on the wire, and never twice.
+    /// Number of the last message. Numbers are given in the order of sending, and never twice.
     number: u64,
-    /// Of the last probe.
+    /// Number of the last probe.
     probe: u64,
     probe_due: Instant,
     was_connected: bool,
@@ -64,7 +64,7 @@ impl Publisher {
         }
     }
 
-    /// Until it is stopped.
+    /// Connects, again and again, until it is stopped.
     pub(super) fn run(mut self) {
         loop {
             let end = self.session();
@@ -77,18 +77,18 @@ impl Publisher {
         }
     }
 
-    /// One connection; `Ok` when it was stopped and has sent what was queued.
+    /// Serves one connection. `Ok` when it was stopped and has sent what was queued.
     fn session(&mut self) -> Result<(), SessionError> {
         let generation = self.shared.generation();
         let mut connection = self.shared.connect()?;
         self.drop_queued();
         self.probe_due = Instant::now();
-        // Connecting needs no answer from Redis; this does.
+        // A TCP connection alone says little: only an answer shows that Redis is there.
         let first = self.pipeline(None);
         self.send(&mut connection, first)?;
         self.connected();
         loop {
-            // Asked before the queue: what came before the stop is then sent.
+            // Read before the queue is: what was queued before the stop is then still sent.
             let stopping = self.stopped.is_set();
             let first = if stopping { None } else { self.wait() };
             // What was taken from the queue is sent all the same.
@@ -110,7 +110,7 @@ impl Publisher {
                 return Err(SessionError::Renewed);
             }
         }
-        // Wakes the subscriber, so that it ends at once.
+        // A last probe wakes the subscriber, which then ends at once.
         self.probe_due = Instant::now();
         let last = self.pipeline(None);
         self.send(&mut connection, last)
@@ -125,7 +125,7 @@ impl Publisher {
         self.shared.link.publisher_up();
     }
 
-    /// Waits for a message, the time of the next probe, or the stop.
+    /// Waits until there is a message, the next probe is due, or it is stopped.
     fn wait(&mut self) -> Option<Outgoing> {
         let pause = self.probe_due.saturating_duration_since(Instant::now());
         select! {
@@ -141,7 +141,7 @@ impl Publisher {
         None
     }
 
-    /// What waits, as far as it fits, and a probe when one is due.
+    /// Takes what waits in the queue, as far as it fits, and adds a probe when one is due.
     fn pipeline(&mut self, first: Option<Outgoing>) -> Pipeline {
         let mut pipeline = Pipeline::default();
         let mut next = first.or_else(|| self.receiver.take());
@@ -166,7 +166,7 @@ impl Publisher {
     fn push(&mut self, pipeline: &mut Pipeline, outgoing: &Outgoing) {
         let origin = Envelope { instance: self.shared.instance, number: self.number + 1 };
         let channel = self.shared.channels.of(&outgoing.target);
-        // The queue has checked both.
+        // Cannot fail: the queue has checked both.
         let (Some(channel), Some(message)) = (channel, origin.wrap(&outgoing.payload)) else {
             return self.shared.counters.dropped.add(DropReason::NotPublishable, 1);
         };
@@ -175,7 +175,7 @@ impl Publisher {
         publish(&channel, &message, &mut pipeline.commands);
     }
 
-    /// Sends a pipeline and reads its answers. What has no answer when the connection fails is lost.
+    /// Sends a pipeline and reads the answers. Messages without an answer count as lost.
     fn send(
         &mut self,
         connection: &mut Connection,
@@ -194,8 +194,8 @@ impl Publisher {
         sent
     }
 
-    /// Not through the crate's pipeline: after a timeout that goes on to wait for every other answer, a
-    /// second each.
+    /// Reads by hand: the crate's own pipeline goes on after a timeout, and waits a second for each of the
+    /// other answers.
     fn read_answers(
         &mut self,
         connection: &mut Connection,

@@ -1,4 +1,4 @@
-//! The thread `redis-sub`: reads what the patterns bring, and notices when they bring nothing more.
+//! The thread `redis-sub`: reads the subscription, and notices when it is dead.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -13,9 +13,9 @@ use crate::bridge::inbox::{Inbound, Inbox};
 use crate::bridge::{DropReason, Handler};
 use crate::runtime::count::Kind;
 
-/// How long leaving a subscription may wait for a peer that may be dead.
+/// Longest wait for the answer when a subscription is left; Redis may be dead.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(50);
-/// Characters of a channel's name in a log line.
+/// Most characters of a channel's name in a log line.
 const LOGGED_CHANNEL: usize = 160;
 
 pub(super) struct Subscriber {
@@ -30,7 +30,7 @@ pub(super) struct Subscriber {
 
 /// What shows that a subscription lives.
 struct Proof {
-    /// The last probe that came back; at first the last one sent before it could.
+    /// Number of the last probe that came back; at first, of the last one before the subscription.
     probe: u64,
     /// When anything was last heard.
     heard: Instant,
@@ -51,7 +51,7 @@ impl Subscriber {
         }
     }
 
-    /// Until it is stopped, or nobody takes deliveries.
+    /// Connects, again and again, until it is stopped or nobody takes messages any more.
     pub(super) fn run(mut self) {
         loop {
             let end = self.session();
@@ -65,7 +65,7 @@ impl Subscriber {
         }
     }
 
-    /// One connection; `Ok` when it was stopped.
+    /// Serves one connection. `Ok` when it was stopped.
     fn session(&mut self) -> Result<(), SessionError> {
         let generation = self.shared.generation();
         let mut connection = self.shared.connect()?;
@@ -77,13 +77,13 @@ impl Subscriber {
         }
         let mut subscription = connection.as_pubsub();
         let end = self.read(&mut subscription, generation);
-        // Dropping it asks to leave and waits for the answer.
+        // Its drop unsubscribes and waits for the answer; not for long.
         let _ = subscription.set_read_timeout(Some(LEAVE_TIMEOUT));
         end
     }
 
-    /// By hand, since `PubSub::psubscribe` takes a refusal for a success. The confirmations after the
-    /// first are skipped by `get_message`.
+    /// Subscribes by hand, since `PubSub::psubscribe` takes a refusal for a success. Redis confirms each
+    /// pattern; `get_message` skips the confirmations after the first.
     fn subscribe(&self, connection: &mut Connection) -> Result<(), SessionError> {
         let command = cmd("PSUBSCRIBE").arg(&self.shared.channels.patterns()).get_packed_command();
         connection.send_packed_command(&command)?;
@@ -130,7 +130,7 @@ impl Subscriber {
             Inbound::Own => {}
             Inbound::Probe(number) => {
                 proof.probe = number;
-                // Else this connection is about to be given up.
+                // After a renewal this connection is about to be given up, and proves nothing.
                 if self.shared.generation() == proof.generation {
                     self.proved();
                 }
@@ -145,7 +145,7 @@ impl Subscriber {
         self.shared.link.probe_returned();
     }
 
-    /// Nothing was heard for the length of a read timeout: is the subscription alive?
+    /// Checks that the subscription is alive, after a read that timed out.
     fn check(
         &mut self,
         subscription: &mut redis::PubSub<'_>,
@@ -154,8 +154,8 @@ impl Subscriber {
         if self.shared.confirmed_probe().saturating_sub(proof.probe) >= MISSING_PROBES {
             return Err(SessionError::NoProbe);
         }
-        // Only while the publisher is away: else probes are heard all the time. A ping that times out
-        // would swallow the next message, so it ends the session.
+        // Only needed while there is no publisher, and so no probes. A ping that times out would swallow
+        // the next message, so then the session ends.
         if proof.heard.elapsed() >= PING_AFTER {
             let _: Value = subscription.ping()?;
             proof.heard = Instant::now();
@@ -165,7 +165,7 @@ impl Subscriber {
 
     fn dropped(&mut self, reason: DropReason, channel: &str, payload_bytes: usize) {
         self.shared.counters.dropped.add(reason, 1);
-        // A repeated message is no one's mistake.
+        // Nobody has to mend anything when a message comes twice.
         if reason == DropReason::Repeated {
             return;
         }
@@ -179,7 +179,7 @@ impl Subscriber {
     }
 }
 
-/// A read with a timeout ends so after the process was stopped and continued.
+/// Whether a signal ended the read, such as when the process was stopped and continued.
 fn is_interrupted(error: &RedisError) -> bool {
     std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<io::Error>())
