@@ -1,11 +1,14 @@
 //! The port: accepts, caps connections, and gives each a thread that reads its requests.
 //!
-//! `/ws` goes to the handshake with the raw socket; everything else is read whole, checked,
-//! re-serialised and forwarded to tiny_http on a private Unix socket (DESIGN section 1, "One port").
+//! `/ws` goes to the handshake with the raw socket. Any other request is checked by its head alone, and
+//! answered at once where that is enough; else its body is read, and the whole is written anew and
+//! forwarded to tiny_http on a private Unix socket.
 
 mod forward;
 mod incoming;
+mod permits;
 mod requests;
+mod shutdown;
 
 #[cfg(test)]
 mod tests;
@@ -13,62 +16,28 @@ mod tests;
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{
-    AllowedOrigins, CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, RESERVE_CONNECTIONS,
-    SOCKET_RECEIVE_BUFFER_BYTES, SOCKET_SEND_BUFFER_BYTES,
+    CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, SOCKET_RECEIVE_BUFFER_BYTES,
+    SOCKET_SEND_BUFFER_BYTES,
 };
 use crate::http::Head;
 use crate::http::response::{self, Response};
-use crate::metrics::RefusalReason;
-use crate::rest::{PrivateSocket, Rest, RestParts};
-use crate::runtime::count::CountBy;
+use crate::metrics::{Counters, RefusalReason};
+use crate::rest::{PrivateSocket, RequestGuard, Rest, RestParts};
 use crate::runtime::threads::Threads;
 use forward::Pool;
-use incoming::{SharedPhase, ShutdownPhase};
+use permits::{Permit, Permits};
 use requests::Accepted;
+use shutdown::{GateShutdown, ShutdownPhase};
 
 /// How long the gate waits when the system has no descriptor or memory for another connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
-
-/// The settings of the gate.
-#[derive(Debug, Clone)]
-pub struct GateConfig {
-    /// Address to listen on; port 0 takes a free one.
-    pub bind: SocketAddr,
-    /// Connections at once, what the system allows already considered.
-    pub max_connections: usize,
-    /// For a whole request head, and for an idle kept-alive connection.
-    pub head_timeout: Duration,
-    /// For a whole request body.
-    pub body_timeout: Duration,
-    /// For a whole answer.
-    pub write_timeout: Duration,
-    /// Largest request body, in bytes.
-    pub max_body_bytes: usize,
-    /// For the CORS headers of errors.
-    pub allowed_origins: AllowedOrigins,
-}
-
-impl GateConfig {
-    /// The settings of `config`, with as many connections as the system allows.
-    pub fn new(config: &Config, max_connections: usize) -> Self {
-        Self {
-            bind: config.bind,
-            max_connections,
-            head_timeout: config.head_timeout,
-            body_timeout: config.body_timeout,
-            write_timeout: config.write_timeout,
-            max_body_bytes: config.max_body_bytes,
-            allowed_origins: config.allowed_origins.clone(),
-        }
-    }
-}
 
 /// A request for `/ws`, of whatever method, and the socket that it came on.
 #[derive(Debug)]
@@ -90,38 +59,15 @@ pub type OnUpgrade = Arc<dyn Fn(Upgrade) + Send + Sync>;
 
 /// What all threads of the gate share.
 struct Context {
-    config: GateConfig,
-    phase: Arc<SharedPhase>,
-    /// Accepted connections, reserve included.
-    open: AtomicUsize,
+    config: Arc<Config>,
+    shutdown: GateShutdown,
+    permits: Arc<Permits>,
+    guard: RequestGuard,
     /// Request bodies held in memory, in bytes.
     body_bytes: AtomicUsize,
     pool: Pool,
     upgrade: OnUpgrade,
-    refused: CountBy<RefusalReason>,
-}
-
-/// A connection's place among `MAX_CONNECTIONS` or in the reserve; free again when dropped.
-struct Permit {
-    context: Arc<Context>,
-    reserve: bool,
-}
-
-impl Permit {
-    /// `None` when the reserve is taken too.
-    fn take(context: &Arc<Context>) -> Option<Self> {
-        let before = context.open.fetch_add(1, Ordering::Relaxed);
-        let most = context.config.max_connections;
-        // Made first: whether it is returned or not, dropping it gives the place back.
-        let permit = Self { context: Arc::clone(context), reserve: before >= most };
-        (before < most + RESERVE_CONNECTIONS).then_some(permit)
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.context.open.fetch_sub(1, Ordering::Relaxed);
-    }
+    counters: Counters,
 }
 
 /// The running gate. Dropping it closes it and ends the REST threads, so that is done when the
@@ -135,35 +81,37 @@ pub struct Gate {
 
 impl Gate {
     /// Listens, and starts the threads `gate` and `rest-1` to `rest-4`; each connection gets a thread
-    /// `conn-<n>`.
+    /// `conn-<n>`. `config.max_connections` is what the system has room for.
     ///
     /// # Errors
     /// When the address or the private socket cannot be bound, or a thread not be started.
     pub fn start(
-        config: GateConfig,
+        config: Arc<Config>,
         threads: &Threads,
         rest: RestParts,
         upgrade: OnUpgrade,
     ) -> io::Result<Self> {
         let listener = Arc::new(listen(config.bind)?);
         let addr = listener.local_addr()?;
-        let phase = Arc::new(SharedPhase::default());
         let (socket, private) = PrivateSocket::bind()?;
         let path = socket.path().to_owned();
-        let is_draining = {
-            let phase = Arc::clone(&phase);
-            move || phase.get() >= ShutdownPhase::Draining
+        let counters = rest.counters.clone();
+        let permits = Permits::new(config.max_connections, counters.heads_evicted.clone());
+        let guard = RequestGuard {
+            config: Arc::clone(&config),
+            verifier: Arc::clone(&rest.verifier),
+            counters: counters.clone(),
         };
-        let refused = rest.counters.refused.clone();
-        let rest = Rest::start((socket, private), rest, Arc::new(is_draining), threads)?;
+        let rest = Rest::start((socket, private), rest, threads)?;
         let context = Arc::new(Context {
             config,
-            phase,
-            open: AtomicUsize::new(0),
+            shutdown: GateShutdown::default(),
+            permits: Arc::new(permits),
+            guard,
             body_bytes: AtomicUsize::new(0),
             pool: Pool::connect(&path)?,
             upgrade,
-            refused,
+            counters,
         });
         let acceptor = Acceptor {
             listener: Arc::clone(&listener),
@@ -183,19 +131,29 @@ impl Gate {
 
     /// Connections open now, WebSockets and the reserve included.
     pub fn connections(&self) -> usize {
-        self.context.open.load(Ordering::Relaxed)
+        self.context.permits.open()
     }
 
-    /// From now on everything but `/health` and `/ready` is answered with 503, and idle kept-alive
-    /// connections end within 250 ms; running requests finish.
+    /// From now on everything but `/health` is answered with 503, and idle kept-alive connections end
+    /// within 250 ms. Running requests finish, if their bodies come within a second.
     pub fn drain(&self) {
-        self.context.phase.advance(ShutdownPhase::Draining);
+        self.context.shutdown.advance(ShutdownPhase::Draining);
+    }
+
+    /// After [`Self::drain`]: waits until the running requests have their responses, so that no handler is
+    /// publishing any more, nor will be. It does not wait for idle connections, for `/health`, or for
+    /// peers to take their responses.
+    ///
+    /// # Errors
+    /// How many requests were still running at the deadline.
+    pub fn wait_for_requests(&self, deadline: Instant) -> Result<(), usize> {
+        self.context.shutdown.wait_for_requests(deadline)
     }
 
     /// Ends the thread `gate`; connections that wait for a request, or for the rest of one, end within
     /// a second.
     pub fn close(&self) {
-        self.context.phase.advance(ShutdownPhase::Closed);
+        self.context.shutdown.advance(ShutdownPhase::Closed);
         // Unblocks accept.
         let _ = SockRef::from(&*self.listener).shutdown(Shutdown::Both);
     }
@@ -232,7 +190,7 @@ struct Acceptor {
 
 impl Acceptor {
     fn run(mut self) {
-        while self.context.phase.get() < ShutdownPhase::Closed {
+        while self.context.shutdown.phase() < ShutdownPhase::Closed {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
                     self.number += 1;
@@ -241,7 +199,7 @@ impl Acceptor {
                 Err(error) if is_of_one_connection(&error) => {}
                 // Descriptors or memory are used up; trying again at once would spin.
                 Err(error) => {
-                    if self.context.phase.get() < ShutdownPhase::Closed {
+                    if self.context.shutdown.phase() < ShutdownPhase::Closed {
                         self.starve("no connection can be accepted", &error);
                         std::thread::sleep(EXHAUSTED_PAUSE);
                     }
@@ -251,28 +209,29 @@ impl Acceptor {
     }
 
     fn admit(&mut self, accepted: Accepted) {
-        let Some(permit) = Permit::take(&self.context) else {
-            self.context.refused.count(RefusalReason::ConnectionCap);
+        let Some(permit) = self.context.permits.take() else {
+            self.context.counters.refused.count(RefusalReason::ConnectionCap);
             return turn_away(&accepted.stream, "all connections are taken");
         };
         let name = format!("conn-{}", accepted.number);
         // Through a channel, so that a failed spawn leaves the socket here.
         let (hand_over, taken) = bounded(1);
         let left = taken.clone();
-        let _ = hand_over.try_send(accepted);
+        let _ = hand_over.try_send((permit, accepted));
+        let context = Arc::clone(&self.context);
         let started = self.threads.spawn_small(name, CONNECTION_STACK_BYTES, move || {
-            if let Ok(accepted) = taken.try_recv() {
-                // Else the channel would live as long as a WebSocket.
+            if let Ok((permit, accepted)) = taken.try_recv() {
+                // Frees the channel now: this closure lives as long as the connection.
                 drop(taken);
-                requests::serve(permit, accepted);
+                requests::serve(&context, permit, accepted);
             }
         });
         match started {
             Ok(()) => self.is_starved = false,
             Err(error) => {
-                self.context.refused.count(RefusalReason::NoThread);
+                self.context.counters.refused.count(RefusalReason::NoThread);
                 self.starve("no thread is left for a connection", &error);
-                if let Ok(accepted) = left.try_recv() {
+                if let Ok((_, accepted)) = left.try_recv() {
                     turn_away(&accepted.stream, "no thread is left");
                 }
             }
@@ -309,7 +268,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// 503, written without waiting: nobody delays the accept loop. What has already come is read, so that
-/// closing does not reset the connection before the answer is read.
+/// closing does not reset the connection before the response is read.
 fn turn_away(stream: &TcpStream, message: &str) {
     let response = Response::unavailable(message).closing_bytes(false);
     let _ = response::send_now(stream, &response);

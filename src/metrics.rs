@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rustix::process::{Resource, getrlimit};
@@ -135,11 +136,17 @@ pub struct Counters {
     pub refused: CountBy<RefusalReason>,
     /// Requests to `/api/notify`, by result.
     pub notify_requests: CountBy<NotifyResult>,
+    /// Connections without a complete request head that made room for new ones.
+    pub heads_evicted: Counter,
 }
 
 impl Default for Counters {
     fn default() -> Self {
-        Self { refused: CountBy::new("reason"), notify_requests: CountBy::new("result") }
+        Self {
+            refused: CountBy::new("reason"),
+            notify_requests: CountBy::new("result"),
+            heads_evicted: Counter::default(),
+        }
     }
 }
 
@@ -166,6 +173,11 @@ impl Metrics {
             "realtime_notify_requests",
             "Requests to /api/notify",
             counters.notify_requests.family(),
+        );
+        registry.register(
+            "realtime_heads_evicted",
+            "Connections without a complete request head that made room for new ones",
+            counters.heads_evicted.clone(),
         );
         if let Some(stats) = authorizer.stats() {
             registry.register(

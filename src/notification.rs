@@ -118,18 +118,6 @@ impl NotificationService {
         self.send(Target::User(user_id), event, data)
     }
 
-    /// Sends several at once, in order; the hub takes all of them or none.
-    ///
-    /// # Errors
-    /// [`NotifyError::HubGone`].
-    pub fn send_all(
-        &self,
-        publisher: PublisherName,
-        deliveries: Vec<Delivery>,
-    ) -> Result<Vec<usize>, NotifyError> {
-        Ok(self.hub.notify(publisher, deliveries)?)
-    }
-
     fn send(
         &self,
         target: Target,
@@ -138,7 +126,7 @@ impl NotificationService {
     ) -> Result<usize, NotifyError> {
         let data = serde_json::to_string(data).map_err(NotifyError::BadData)?;
         let deliveries = vec![notification(target, event, &data)?];
-        let counts = self.send_all(PublisherName::Service, deliveries)?;
+        let counts = self.hub.notify(PublisherName::Service, deliveries)?;
         Ok(counts.first().copied().unwrap_or(0))
     }
 }

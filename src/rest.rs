@@ -1,11 +1,11 @@
-//! Routes and handlers on tiny_http, which only the gate talks to (DESIGN section 5).
+//! Routes and handlers on tiny_http, which only the gate talks to.
 
 pub mod clients;
 pub mod console;
 pub mod notify;
 mod private_socket;
+mod routes;
 
-use std::borrow::Cow;
 use std::io::{self, Cursor};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,31 +14,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tiny_http::{Header, Request, Server, StatusCode};
 
-use crate::auth::{Identity, TokenError, bearer};
+use crate::auth::Verifier;
 use crate::bridge::BridgeState;
-use crate::config::{AllowedOrigins, KIB, REST_CONNECTIONS};
-use crate::http::{Response, cors};
+use crate::config::{KIB, REST_CONNECTIONS};
+use crate::http::Response;
+use crate::http::response::SERVER_NAME;
 use crate::hub::{Event, HubHandle, PublisherName};
 use crate::metrics::{self, Counters, Metrics, NotifyResult};
-use crate::notification::NotificationService;
+use crate::protocol::Id;
 use crate::runtime::threads::Threads;
 
 pub(crate) use private_socket::PrivateSocket;
-pub use private_socket::{CONNECTION_HEADER, PEER_HEADER};
+pub use private_socket::{CONNECTION_HEADER, PEER_HEADER, USER_HEADER};
+pub(crate) use routes::RequestGuard;
+use routes::Route;
 
-/// Checks a token.
-pub type Verify = Arc<dyn Fn(&str) -> Result<Identity, TokenError> + Send + Sync>;
 /// Tells what the broker does.
 pub type RedisState = Arc<dyn Fn() -> BridgeState + Send + Sync>;
-/// Whether the service is shutting down.
-pub(crate) type IsDraining = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// What the handlers need of the service.
 pub struct RestParts {
     /// Delivers notifications and counts connections.
     pub hub: HubHandle,
-    /// Checks the tokens of notify and admin.
-    pub verify: Verify,
+    /// Checks the tokens of notify, admin and metrics, for the gate.
+    pub verifier: Arc<Verifier>,
     /// For `/health`.
     pub redis_state: RedisState,
     /// For `/metrics`.
@@ -47,10 +46,6 @@ pub struct RestParts {
     pub counters: Counters,
     /// The first part of connection ids.
     pub instance: String,
-    /// `ALLOWED_ORIGINS`.
-    pub allowed_origins: AllowedOrigins,
-    /// `API_AUTH`: whether notify and admin ask for a token.
-    pub api_auth: bool,
 }
 
 /// The running handlers; dropping it ends their threads once they have answered what waits.
@@ -74,18 +69,13 @@ impl Rest {
     pub(crate) fn start(
         (socket, listener): (PrivateSocket, UnixListener),
         parts: RestParts,
-        is_draining: IsDraining,
         threads: &Threads,
     ) -> io::Result<Self> {
         let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
         let hop = Hop { server, ending: AtomicBool::new(false), _socket: socket };
         // Made before the threads: when one of them cannot be started, its drop ends the others.
         let rest = Self { hop: Arc::new(hop) };
-        let handlers = Arc::new(Handlers {
-            notifications: NotificationService::new(parts.hub.clone()),
-            parts,
-            is_draining,
-        });
+        let handlers = Arc::new(Handlers { parts });
         for number in 1..=REST_CONNECTIONS {
             let (hop, handlers) = (Arc::clone(&rest.hop), Arc::clone(&handlers));
             threads.spawn(format!("rest-{number}"), move || {
@@ -112,71 +102,23 @@ impl Drop for Rest {
 
 struct Handlers {
     parts: RestParts,
-    notifications: NotificationService,
-    is_draining: IsDraining,
 }
-
-/// Answers a request on one path.
-type Handler = fn(&Handlers, &mut Request) -> Response;
-
-/// Whether a path is read or written to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
-    /// GET, and HEAD, for which tiny_http leaves out the body.
-    Read,
-    /// POST.
-    Write,
-}
-
-impl Access {
-    fn methods(self) -> &'static str {
-        match self {
-            Self::Read => "GET, HEAD, OPTIONS",
-            Self::Write => "POST, OPTIONS",
-        }
-    }
-}
-
-/// All paths.
-const ROUTES: [(&str, Access, Handler); 6] = [
-    ("/health", Access::Read, Handlers::health),
-    ("/ready", Access::Read, Handlers::ready),
-    ("/api/notify", Access::Write, Handlers::notify),
-    ("/admin/clients", Access::Read, Handlers::clients),
-    ("/metrics", Access::Read, Handlers::metrics),
-    ("/console", Access::Read, |_, _| console::page()),
-];
 
 impl Handlers {
     fn serve(&self, mut request: Request) {
-        // A bug in a handler costs an answer, not a thread.
-        let response = catch_unwind(AssertUnwindSafe(|| self.answer(&mut request)))
+        // A bug in a handler costs a response, not a thread.
+        let response = catch_unwind(AssertUnwindSafe(|| self.dispatch(&mut request)))
             .unwrap_or_else(|_| Response::error(500, "server_error", "the handler failed"));
-        let cors = cors::headers(&self.parts.allowed_origins, header(&request, "Origin"));
-        if let Err(error) = request.respond(for_tiny_http(response, cors)) {
-            log::debug!(error:%; "the gate did not take an answer");
+        if let Err(error) = request.respond(for_tiny_http(response)) {
+            log::debug!(error:%; "the gate did not take a response");
         }
     }
 
-    fn answer(&self, request: &mut Request) -> Response {
+    fn dispatch(&self, request: &mut Request) -> Response {
         let path = request.url().split('?').next().unwrap_or_default();
-        let Some((_, access, handler)) = ROUTES.iter().find(|(known, ..)| *known == path) else {
-            return Response::error(404, "not_found", "there is nothing at this path");
-        };
-        match (request.method().as_str(), access) {
-            ("GET" | "HEAD", Access::Read) | ("POST", Access::Write) => handler(self, request),
-            ("OPTIONS", _) => cors::preflight(access.methods())
-                .into_iter()
-                .fold(Response::empty(204), |response, (name, value)| {
-                    response.with_header(name, value)
-                })
-                .with_header("Allow", access.methods()),
-            (method, _) => Response::error(
-                405,
-                "method_not_allowed",
-                &format!("{method:?} is not allowed here, {} are", access.methods()),
-            )
-            .with_header("Allow", access.methods()),
+        match Route::of(path) {
+            Ok(route) => (route.handler)(self, request),
+            Err(not_found) => not_found,
         }
     }
 
@@ -188,17 +130,12 @@ impl Handlers {
         )
     }
 
+    /// The gate itself says that the service is shutting down.
     fn ready(&self, _: &mut Request) -> Response {
-        if (self.is_draining)() {
-            return Response::unavailable("the service is shutting down");
-        }
         Response::json(200, r#"{"status":"ready"}"#)
     }
 
     fn clients(&self, request: &mut Request) -> Response {
-        if let Err(refusal) = self.authorize(request) {
-            return refusal;
-        }
         let Ok(counts) = self.parts.hub.counts() else {
             return Response::unavailable("the service is shutting down");
         };
@@ -225,10 +162,7 @@ impl Handlers {
         Response::json(200, format!(r#"{{"clients":{clients},"rooms":{rooms}{total}{list}}}"#))
     }
 
-    fn metrics(&self, request: &mut Request) -> Response {
-        if let Err(refusal) = self.authorize(request) {
-            return refusal;
-        }
+    fn metrics(&self, _: &mut Request) -> Response {
         match self.parts.metrics.render() {
             Ok(text) => Response::new(200, metrics::CONTENT_TYPE, text),
             Err(_) => Response::unavailable("the service is shutting down"),
@@ -243,10 +177,6 @@ impl Handlers {
     }
 
     fn try_notify(&self, request: &mut Request) -> Response {
-        let identity = match self.authorize(request) {
-            Ok(identity) => identity,
-            Err(refusal) => return refusal,
-        };
         let body = match body(request) {
             Ok(body) => body,
             Err(error) => {
@@ -257,44 +187,22 @@ impl Handlers {
                 );
             }
         };
-        let wanted = match notify::parse(&body) {
-            Ok(wanted) => wanted,
-            Err(bad) => return Response::error(400, bad.code, &bad.message),
+        let notify::NotifyRequest { deliveries, is_batch } = match notify::parse(&body) {
+            Ok(request) => request,
+            Err(error) => return Response::error(400, error.code, &error.message),
         };
-        let is_batch = wanted.is_batch;
-        let publisher = identity.as_ref().map_or(PublisherName::Service, PublisherName::of);
-        let Ok(counts) = self.notifications.send_all(publisher, wanted.deliveries) else {
+        let Ok(counts) = self.parts.hub.notify(publisher(request), deliveries) else {
             return Response::unavailable("the service is shutting down");
         };
         log::info!(
             conn = connection(request),
             peer = peer(request),
-            user = identity.as_ref().map_or("", |identity| identity.user_id.as_str()),
+            user = header(request, USER_HEADER).unwrap_or_default(),
             notifications = counts.len(),
             delivered = counts.iter().sum::<usize>();
             "notify"
         );
         notified(&counts, is_batch)
-    }
-
-    /// The caller, of role admin or service; `None` where `API_AUTH` is off.
-    fn authorize(&self, request: &Request) -> Result<Option<Identity>, Response> {
-        if !self.parts.api_auth {
-            return Ok(None);
-        }
-        let token = header(request, "Authorization").and_then(bearer).ok_or(TokenError::Missing);
-        let identity = token.and_then(|token| (self.parts.verify)(token)).map_err(|error| {
-            log::info!(conn = connection(request), peer = peer(request), reason:% = error; "token refused");
-            Response::unauthorized(error.code(), error.client_text())
-        })?;
-        if !identity.role.may_call_api() {
-            log::info!(
-                conn = connection(request), peer = peer(request), user = identity.user_id, role = identity.role;
-                "role refused"
-            );
-            return Err(Response::error(403, "forbidden", "role is not admin or service"));
-        }
-        Ok(Some(identity))
     }
 }
 
@@ -323,6 +231,12 @@ fn header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
     request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str())
 }
 
+/// Whose notifications wait together; the gate sends the user with every request that has a token.
+fn publisher(request: &Request) -> PublisherName {
+    let user = header(request, USER_HEADER).and_then(|user| Id::parse(user).ok());
+    user.map_or(PublisherName::Service, PublisherName::Backend)
+}
+
 /// Number of the connection; the gate sends it with every request.
 fn connection(request: &Request) -> u64 {
     header(request, CONNECTION_HEADER).and_then(|number| number.parse().ok()).unwrap_or_default()
@@ -332,23 +246,19 @@ fn peer(request: &Request) -> &str {
     header(request, PEER_HEADER).unwrap_or_default()
 }
 
-/// tiny_http's own form of an answer. It must not chunk, since the gate reads by Content-Length.
-fn for_tiny_http(
-    response: Response,
-    cors: Vec<(&'static str, Cow<'static, str>)>,
-) -> tiny_http::Response<Cursor<Vec<u8>>> {
+/// tiny_http's own form of a response. It must not chunk, since the gate reads by Content-Length.
+fn for_tiny_http(response: Response) -> tiny_http::Response<Cursor<Vec<u8>>> {
     let status = StatusCode(response.status());
     // Else tiny_http tells its own name and version.
-    let response = response.with_header("Server", "realtime_service");
-    let headers = cors.into_iter().fold(response, |response, (n, v)| response.with_header(n, v));
-    let list = headers
+    let response = response.with_header("Server", SERVER_NAME);
+    let headers = response
         .headers()
         .iter()
-        // An answer holds visible ASCII only, so all of them pass.
+        // A response holds visible ASCII only, so all of them pass.
         .filter_map(|(name, value)| Header::from_bytes(*name, value.as_bytes()).ok())
         .collect();
-    let body = headers.into_body();
+    let body = response.into_body();
     let length = body.len();
-    tiny_http::Response::new(status, list, Cursor::new(body), Some(length), None)
+    tiny_http::Response::new(status, headers, Cursor::new(body), Some(length), None)
         .with_chunked_threshold(usize::MAX)
 }

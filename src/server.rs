@@ -1,4 +1,4 @@
-//! Wires threads and channels: starts the service, and ends it in order (DESIGN section 1, "Shutdown").
+//! Wires threads and channels: starts the service, and ends it in order (docs/ARCHITECTURE.md, "Shutdown").
 
 use std::convert::Infallible;
 use std::fmt;
@@ -12,11 +12,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use log::{info, warn};
 use uuid::Uuid;
 
-use crate::auth::Authorizer;
-use crate::auth::{Verifier, VerifierError};
+use crate::auth::{Authorizer, Verifier, VerifierError};
 use crate::bridge::{BridgeState, Outgoing, PubSub, RedisPubSub};
 use crate::config::{AllowedOrigins, Config, Environment, RoomPolicy};
-use crate::gate::{Gate, GateConfig, OnUpgrade};
+use crate::gate::{Gate, OnUpgrade};
 use crate::hub::{self, Event, Hub, HubHandle, Outlets};
 use crate::metrics::{Counters, Metrics};
 use crate::notification::NotificationService;
@@ -78,41 +77,13 @@ impl Server {
     /// # Errors
     /// [`StartError`].
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let capacity =
-            Capacity::within(config.max_connections, config.max_writers, &SystemLimits::read())?;
-        if capacity.decided_by.is_some() {
-            warn!("{capacity}");
-        }
+        let config = Arc::new(within_capacity(config)?);
         warn_about(&config);
-        let config = Arc::new(config);
         let threads = Threads::default();
-        let failed = |what: &str| {
-            let what = what.to_owned();
-            move |error| StartError::Io(what, error)
-        };
         let verifier = Arc::new(Verifier::new(&config.jwt)?);
-        let authorizer = Arc::new(match &config.backend_url {
-            Some(url) => Authorizer::backend(url, &threads)
-                .map_err(failed("start a thread for BACKEND_URL"))?,
-            None => Authorizer::rules(config.room_policy),
-        });
-        let bridge = match &config.redis {
-            Some(redis) => {
-                let bridge = RedisPubSub::new(redis, threads.clone()).map_err(StartError::Redis)?;
-                Some(Arc::new(bridge) as Arc<dyn PubSub>)
-            }
-            None => None,
-        };
-
-        let (events, queue) = channel::unbounded();
-        let hub = HubHandle::new(events);
-        let writers = WriterPool::start(capacity.max_writers, threads.clone(), hub.clone())
-            .map_err(failed("start a writer"))?;
-        let outlets = Outlets { publish: publish_to(bridge.clone()), writers: Box::new(writers) };
-        let core = Hub::new(Arc::clone(&config), hub.clone(), outlets);
-        threads
-            .spawn_batch("hub", move || hub::run(core, &queue))
-            .map_err(failed("start the hub's thread"))?;
+        let authorizer = Arc::new(authorizer(&config, &threads)?);
+        let bridge = bridge(&config, &threads)?;
+        let hub = start_hub(&config, bridge.clone(), &threads)?;
         if let Some(bridge) = &bridge {
             subscribe(&**bridge, hub.clone()).map_err(failed("start the bridge's threads"))?;
         }
@@ -125,30 +96,21 @@ impl Server {
             authorizer,
             counters: counters.clone(),
             hub: hub.clone(),
-            allowed_origins: config.allowed_origins.clone(),
-            max_message_bytes: config.max_message_bytes,
-            write_timeout: config.write_timeout,
+            config: Arc::clone(&config),
             instance: instance.clone(),
         };
         let rest = RestParts {
             hub: hub.clone(),
-            verify: Arc::new(move |token| verifier.verify(token)),
+            verifier,
             redis_state: redis_state_of(bridge.clone()),
             metrics,
             counters,
             instance,
-            allowed_origins: config.allowed_origins.clone(),
-            api_auth: config.api_auth,
         };
         let upgrade: OnUpgrade = Arc::new(move |upgrade| handshake.serve(upgrade));
-        let gate = Gate::start(
-            GateConfig::new(&config, capacity.max_connections),
-            &threads,
-            rest,
-            upgrade,
-        )
-        .map_err(failed(&format!("listen on {}", config.bind)))?;
-        info!(addr:% = gate.addr(), connections = capacity.max_connections; "listening");
+        let gate = Gate::start(Arc::clone(&config), &threads, rest, upgrade)
+            .map_err(failed(&format!("listen on {}", config.bind)))?;
+        info!(addr:% = gate.addr(), connections = config.max_connections; "listening");
         Ok(Self { gate, hub, bridge, threads, shutdown_timeout: config.shutdown_timeout })
     }
 
@@ -167,33 +129,46 @@ impl Server {
         self.threads.failures()
     }
 
-    /// Ends the service: 503 to everything new except `/health`, Close 1001 behind what is queued for
-    /// every client, then the bridge, the hub and the port.
+    /// Ends the service, from where messages come to where they go, so that nothing that was acknowledged
+    /// is lost: 503 to everything new except `/health`; the running requests; Close 1001 behind what is
+    /// queued for every client; then the bridge, the hub with its writers, and the port.
     ///
     /// # Errors
     /// What is left at `SHUTDOWN_TIMEOUT`; the process is to exit all the same.
     pub fn shutdown(self) -> Result<(), Unfinished> {
         let deadline = Instant::now() + self.shutdown_timeout;
         self.gate.drain();
-        self.close_connections(deadline)?;
+        let all_closed = self.close_connections()?;
+        self.gate
+            .wait_for_requests(deadline)
+            .map_err(|requests| Unfinished { left: vec![format!("{requests} requests")] })?;
+        self.wait_for_connections(&all_closed, deadline)?;
         if let Some(bridge) = &self.bridge {
             bridge.close(deadline).map_err(|error| Unfinished { left: vec![error.to_string()] })?;
         }
         self.gate.close();
-        self.wait(deadline, |name| name.starts_with("conn-") || name.starts_with("writer-"))?;
+        self.wait(deadline, |name| name.starts_with("conn-"))?;
         let Self { gate, hub, threads, .. } = self;
         drop(gate);
-        // Its channel may be full of events that no one waits for any more.
+        // A hub that has failed needs no word.
         let _ = hub.send(Event::Stop);
         threads.wait(deadline, |_| true).map_err(|left| Unfinished { left })
     }
 
-    /// Has every client closed, and waits until its threads have ended.
-    fn close_connections(&self, deadline: Instant) -> Result<(), Unfinished> {
+    /// Has every client closed; what is returned is disconnected when the last has ended.
+    fn close_connections(&self) -> Result<Receiver<Infallible>, Unfinished> {
         let (closed, all_closed) = bounded::<Infallible>(0);
-        if self.hub.send(Event::Shutdown(closed)).is_err() {
-            return Err(Unfinished { left: vec!["hub, which failed".into()] });
+        match self.hub.send(Event::Shutdown(closed)) {
+            Ok(()) => Ok(all_closed),
+            Err(_) => Err(Unfinished { left: vec!["hub, which failed".into()] }),
         }
+    }
+
+    fn wait_for_connections(
+        &self,
+        all_closed: &Receiver<Infallible>,
+        deadline: Instant,
+    ) -> Result<(), Unfinished> {
         match all_closed.recv_deadline(deadline) {
             Err(RecvTimeoutError::Timeout) => self.wait(deadline, |name| name.starts_with("conn-")),
             Err(RecvTimeoutError::Disconnected) => Ok(()),
@@ -204,6 +179,56 @@ impl Server {
     fn wait(&self, deadline: Instant, matches: impl Fn(&str) -> bool) -> Result<(), Unfinished> {
         self.threads.wait(deadline, matches).map_err(|left| Unfinished { left })
     }
+}
+
+/// Why the service does not start: it could not do this.
+fn failed(what: &str) -> impl FnOnce(io::Error) -> StartError {
+    let what = what.to_owned();
+    move |error| StartError::Io(what, error)
+}
+
+/// Lowers `MAX_CONNECTIONS` and `MAX_WRITERS` to what the system has room for.
+fn within_capacity(config: Config) -> Result<Config, StartError> {
+    let capacity =
+        Capacity::within(config.max_connections, config.max_writers, &SystemLimits::read())?;
+    if capacity.decided_by.is_some() {
+        warn!("{capacity}");
+    }
+    let Capacity { max_connections, max_writers, .. } = capacity;
+    Ok(Config { max_connections, max_writers, ..config })
+}
+
+fn authorizer(config: &Config, threads: &Threads) -> Result<Authorizer, StartError> {
+    match &config.backend_url {
+        Some(url) => {
+            Authorizer::backend(url, threads).map_err(failed("start a thread for BACKEND_URL"))
+        }
+        None => Ok(Authorizer::rules(config.room_policy)),
+    }
+}
+
+fn bridge(config: &Config, threads: &Threads) -> Result<Option<Arc<dyn PubSub>>, StartError> {
+    let bridge = config.redis.as_ref().map(|redis| RedisPubSub::new(redis, threads.clone()));
+    let bridge = bridge.transpose().map_err(StartError::Redis)?;
+    Ok(bridge.map(|bridge| Arc::new(bridge) as Arc<dyn PubSub>))
+}
+
+/// Starts the hub and the first writer.
+fn start_hub(
+    config: &Arc<Config>,
+    bridge: Option<Arc<dyn PubSub>>,
+    threads: &Threads,
+) -> Result<HubHandle, StartError> {
+    let (events, queue) = channel::unbounded();
+    let hub = HubHandle::new(events);
+    let writers = WriterPool::start(config.max_writers, threads.clone(), hub.clone())
+        .map_err(failed("start a writer"))?;
+    let outlets = Outlets { publish: publish_to(bridge), writers: Box::new(writers) };
+    let core = Hub::new(Arc::clone(config), hub.clone(), outlets);
+    threads
+        .spawn_batch("hub", move || hub::run(core, &queue))
+        .map_err(failed("start the hub's thread"))?;
+    Ok(hub)
 }
 
 /// What an operator should know of a risky setting; once each, at the start.
@@ -232,7 +257,7 @@ fn instance_name() -> String {
     name
 }
 
-/// The hub's way to the broker; without one, nowhere.
+/// Forwards to the bridge; a no-op without Redis.
 fn publish_to(bridge: Option<Arc<dyn PubSub>>) -> hub::Publish {
     match bridge {
         None => Box::new(|_, _| ()),
@@ -244,7 +269,7 @@ fn publish_to(bridge: Option<Arc<dyn PubSub>>) -> hub::Publish {
     }
 }
 
-/// The broker's way to the hub, whose full channel holds the subscriber back.
+/// Delivers what comes through the broker to the hub; the subscriber waits while too much of it waits.
 fn subscribe(bridge: &dyn PubSub, hub: HubHandle) -> io::Result<()> {
     bridge.start(Box::new(move |delivery| match hub.deliver(delivery) {
         Ok(()) => ControlFlow::Continue(()),

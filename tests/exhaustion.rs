@@ -10,11 +10,16 @@
 
 mod support;
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::net::TcpStream;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::{Client, Service, bearer, connect, handshake, read_to_end, token, until};
@@ -87,28 +92,111 @@ fn more_than_max_connections_get_503() {
     assert_fills_and_heals(&mut service, 20..21);
 }
 
+/// Holds `most` silent connections, half of them with a started head, and opens 2,000 others each second in
+/// place of the oldest, until it is dropped. Faster than the service accepts, and the kernel's queue would
+/// overflow.
+struct SilentPeers {
+    stop: Arc<AtomicBool>,
+    opened: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SilentPeers {
+    fn hold(service: &Service, most: usize) -> Self {
+        let (stop, opened) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let (addr, stopped, count) = (service.addr(), Arc::clone(&stop), Arc::clone(&opened));
+        let thread = std::thread::spawn(move || {
+            let mut held = VecDeque::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let mut stream = connect(addr);
+                if held.len() % 2 == 0 {
+                    let _ = stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n");
+                }
+                held.push_back(stream);
+                count.fetch_add(1, Ordering::Relaxed);
+                if held.len() > most {
+                    held.pop_front();
+                    std::thread::sleep(Duration::from_micros(500));
+                }
+            }
+        });
+        let peers = Self { stop, opened, thread: Some(thread) };
+        until("they are there", || peers.opened.load(Ordering::Relaxed) > most);
+        peers
+    }
+}
+
+impl Drop for SilentPeers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// What a probe that gives up after a second sees, and how long it waited.
+fn probe(service: &Service, path: &str) -> (String, Duration) {
+    let start = Instant::now();
+    let mut stream = connect(service.addr());
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let text = stream.write_all(request.as_bytes()).map(|()| read_to_end(&mut stream));
+    (text.unwrap_or_default(), start.elapsed())
+}
+
+fn assert_health_is_quick(service: &Service) {
+    for n in 0..100 {
+        let (text, took) = probe(service, "/health");
+        assert!(text.starts_with("HTTP/1.1 200 "), "probe {n} after {took:?}: {text:?}");
+    }
+}
+
 #[test]
-fn silent_peers_hold_the_reserve_only_for_a_while() {
-    let mut service = Service::with(&[("MAX_CONNECTIONS", "10"), ("HEAD_TIMEOUT", "30s")]);
+fn silent_peers_make_room_for_who_sends_a_head() {
+    for connections in ["20", "1000"] {
+        let service = Service::with(&[("MAX_CONNECTIONS", connections)]);
+        let before = service.at_rest();
+        let silent = SilentPeers::hold(&service, 2 * connections.parse::<usize>().unwrap());
+        assert_health_is_quick(&service);
+        let mut clients: Vec<_> = (0..10)
+            .map(|n| attempt(&service, &format!("u{n}")).expect("a client that sends its head"))
+            .collect();
+        clients.iter_mut().for_each(|client| client.join("lobby"));
+        clients[0].broadcast("lobby", &json!("among the silent"));
+        for client in &mut clients {
+            assert_eq!(client.json()["body"], "among the silent");
+        }
+        assert_eq!(service.notify(&json!({"event": "e", "broadcast": true})).status, 200);
+        let metrics = service.http("GET", "/metrics", Some(&token("ops", "admin")), "").body;
+        let evicted = metrics.lines().find_map(|l| l.strip_prefix("realtime_heads_evicted_total "));
+        assert!(evicted.unwrap().parse::<u64>().unwrap() > 0, "{metrics}");
+        drop((silent, clients));
+        service.assert_recovers(before);
+    }
+}
+
+#[test]
+fn among_clients_silent_peers_hold_not_even_the_reserve() {
+    let mut service = Service::with(&[("MAX_CONNECTIONS", "10")]);
     let before = service.at_rest();
     let clients = fill(&service, 11);
-    let mut silent: Vec<TcpStream> = (0..100).map(|_| connect(service.addr())).collect();
-    let health = || {
-        let mut stream = connect(service.addr());
-        let request = "GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).map(|()| read_to_end(&mut stream)).unwrap_or_default()
-    };
-    // The one that was refused before may have left its place of the reserve only now.
-    until("beyond the reserve the answer is 503 too", || {
-        silent.push(connect(service.addr()));
-        let text = health();
-        text.starts_with("HTTP/1.1 503 ") && text.contains("Retry-After")
-    });
-    until("health is answered again", || health().starts_with("HTTP/1.1 200 "));
-    until("the silent are let go of", || service.threads_named("conn-") == clients.len());
-    assert_full_and_heals(&mut service, clients);
+    let silent = SilentPeers::hold(&service, 100);
+    assert_health_is_quick(&service);
     drop(silent);
+    assert_full_and_heals(&mut service, clients);
     service.assert_recovers(before);
+}
+
+#[test]
+fn sixteen_silent_peers_beyond_the_cap_leave_health_alone() {
+    let mut service = Service::with(&[("MAX_CONNECTIONS", "10")]);
+    let clients = fill(&service, 11);
+    let silent: Vec<TcpStream> = (0..16).map(|_| connect(service.addr())).collect();
+    for path in ["/health", "/ready"] {
+        let (text, took) = probe(&service, path);
+        assert!(text.starts_with("HTTP/1.1 200 "), "{path} after {took:?}: {text:?}");
+    }
+    drop(silent);
+    assert_full_and_heals(&mut service, clients);
 }
 
 #[test]

@@ -184,20 +184,138 @@ fn lengths_that_two_readers_could_differ_on_get_one_error() {
 }
 
 #[test]
-fn a_body_on_a_get_is_not_the_next_request() {
+fn a_body_where_none_belongs_is_refused_and_not_the_next_request() {
     let service = Service::start();
     let smuggled = "GET /admin/clients HTTP/1.1\r\nHost: smuggled\r\n\r\n";
-    let request = format!(
-        "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{smuggled}\
-         GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
-        smuggled.len()
-    );
+    for line in ["GET /health", "HEAD /health", "GET /nothing", "OPTIONS /health", "PUT /ready"] {
+        let request = format!(
+            "{line} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{smuggled}\
+             GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+            smuggled.len()
+        );
+        let (status, text) = only_answer(&service, request.as_bytes());
+        assert!(matches!(status, 400 | 404 | 405), "{line}: {text}");
+        assert!(text.contains("Connection: close\r\n"), "{line}: {text}");
+        assert_eq!(text.ends_with("\r\n\r\n"), line.starts_with("HEAD"), "{line}: {text}");
+    }
+}
+
+/// A request with a body, of which it has the head only.
+fn head_of(line: &str, token: &str, headers: &str) -> String {
+    let authorization =
+        if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
+    format!("{line} HTTP/1.1\r\nHost: a\r\n{authorization}{headers}\r\n")
+}
+
+#[test]
+fn what_the_head_decides_is_answered_before_a_byte_of_the_body() {
+    let service = Service::start();
+    let (good, client) = (token("backend", "service"), token("7", "client"));
+    let body = "Content-Length: 100\r\n";
+    let expecting = "Content-Length: 100\r\nExpect: 100-continue\r\n";
+    service.assert_unharmed_by(|service| {
+        for (line, token, headers, status, header) in [
+            ("POST /nowhere", "", body, 404, "connection: close"),
+            ("POST /nowhere", "", expecting, 404, "connection: close"),
+            ("PUT /api/notify", "", body, 405, "allow: POST, OPTIONS"),
+            ("POST /health", "", body, 405, "allow: GET, HEAD, OPTIONS"),
+            ("POST /api/notify", "", body, 401, "www-authenticate: Bearer"),
+            ("POST /api/notify", "forged", body, 401, "www-authenticate: Bearer"),
+            ("POST /api/notify", "forged", expecting, 401, "www-authenticate: Bearer"),
+            ("POST /api/notify", "", "Content-Length: 99999999\r\n", 401, "connection: close"),
+            ("POST /api/notify", &client, body, 403, "connection: close"),
+            ("POST /api/notify", &client, expecting, 403, "connection: close"),
+            ("POST /api/notify", &good, "Content-Length: 1048577\r\n", 413, "connection: close"),
+            (
+                "POST /api/notify",
+                &good,
+                "Content-Length: 1048577\r\nExpect: 100-continue\r\n",
+                413,
+                "connection: close",
+            ),
+            ("GET /health", "", body, 400, "connection: close"),
+            ("GET /metrics", &good, body, 400, "connection: close"),
+            ("OPTIONS /api/notify", "", body, 400, "connection: close"),
+        ] {
+            let mut stream = connect(service.addr());
+            stream.write_all(head_of(line, token, headers).as_bytes()).unwrap();
+            // A response of another status first, such as 100, fails here.
+            let response = Response::read(&mut stream).expect("an answer");
+            assert_eq!(response.status, status, "{line} {headers}: {response:?}");
+            let (name, value) = header.split_once(": ").unwrap();
+            assert_eq!(response.headers[name], value, "{line}: {response:?}");
+            assert_eq!(response.headers["access-control-allow-origin"], "*", "{line}");
+            assert_eq!(response.json()["status"], "error", "{line}");
+            assert_eq!(read_to_end(&mut stream), "", "{line}: the connection ends");
+        }
+    });
+}
+
+#[test]
+fn a_refused_request_without_a_body_leaves_the_connection_open() {
+    let service = Service::start();
+    let client = token("7", "client");
     let mut stream = connect(service.addr());
-    stream.write_all(request.as_bytes()).unwrap();
-    let statuses: Vec<_> = std::iter::from_fn(|| Response::read(&mut stream))
-        .map(|answer| (answer.status, answer.body.contains("ready")))
+    for (line, token, headers, status) in [
+        ("GET /nowhere", "", "", 404),
+        ("DELETE /health", "", "", 405),
+        ("GET /admin/clients", "", "", 401),
+        ("GET /metrics", &*client, "", 403),
+        ("POST /api/notify", "", "Content-Length: 0\r\n", 401),
+        ("OPTIONS /api/notify", "", "Origin: https://a.b\r\n", 204),
+        ("OPTIONS /metrics", "", "Content-Length: 0\r\n", 204),
+        ("GET /health", "", "", 200),
+    ] {
+        stream.write_all(head_of(line, token, headers).as_bytes()).unwrap();
+        let response = Response::read(&mut stream).expect("an answer");
+        assert_eq!(response.status, status, "{line}");
+        assert!(!response.headers.contains_key("connection"), "{line}: {response:?}");
+        assert_eq!(response.headers["server"], "realtime_service", "{line}");
+        assert!(response.headers["date"].ends_with(" GMT"), "{line}: {response:?}");
+        let has_length = response.headers.contains_key("content-length");
+        assert_eq!(has_length, status != 204, "{line}: {response:?}");
+    }
+}
+
+#[test]
+fn bodies_without_a_token_take_nothing_from_those_with_one() {
+    const PEERS: usize = 64;
+    let service = Service::start();
+    let good = token("backend", "service");
+    let client = token("7", "client");
+    let body = vec![b' '; 1024 * 1024 - 1];
+    let before = service.at_rest();
+    let peers: Vec<_> = (0..PEERS)
+        .map(|n| {
+            let token = if n % 2 == 0 { "" } else { &client };
+            let head = head_of("POST /api/notify", token, "Content-Length: 1048576\r\n");
+            let mut stream = connect(service.addr());
+            // The connection may end before all is written.
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+            stream
+        })
         .collect();
-    assert_eq!(statuses, [(200, false), (200, true)]);
+    let notification = r#"{"event":"e","broadcast":true}"#;
+    let large = format!("{notification}{}", " ".repeat(1024 * 1024 - notification.len()));
+    for body in [notification, &large].repeat(5) {
+        let answer = service.http("POST", "/api/notify", Some(&good), body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    // A slow body of a backend is as good as a fast one.
+    let length = format!("Content-Length: {}\r\n", notification.len());
+    let mut slow = connect(service.addr());
+    slow.write_all(head_of("POST /api/notify", &good, &length).as_bytes()).unwrap();
+    for byte in notification.bytes() {
+        std::thread::sleep(Duration::from_millis(20));
+        slow.write_all(&[byte]).unwrap();
+    }
+    assert_eq!(Response::read(&mut slow).expect("an answer").status, 200);
+    for (n, mut peer) in peers.into_iter().enumerate() {
+        let status = Response::read(&mut peer).expect("an answer").status;
+        assert_eq!(status, if n % 2 == 0 { 401 } else { 403 });
+    }
+    drop(slow);
+    service.assert_recovers(before);
 }
 
 #[test]

@@ -486,8 +486,11 @@ fn who_expects_100_continue_gets_it_before_the_body() {
     let mut stream = service.ask_to_notify(body.len());
     stream.write_all(body.as_bytes()).unwrap();
     assert_eq!(Response::read(&mut stream).unwrap().body, success("0"));
-    let other =
-        "POST /api/notify HTTP/1.1\r\nHost: a\r\nExpect: tea\r\nContent-Length: 2\r\n\r\n{}";
+    let other = format!(
+        "POST /api/notify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\
+         Expect: tea\r\nContent-Length: 2\r\n\r\n{{}}",
+        token("backend", "service")
+    );
     assert_error(&service.raw(other), 417, "expectation_failed");
 }
 

@@ -13,7 +13,9 @@ use std::io::{Read, Write};
 use std::process::ExitStatus;
 
 use serde_json::json;
-use support::{Client, Frame, Response, Service, bearer, connect, handshake, token};
+use support::{
+    Client, Frame, Response, Service, bearer, connect, handshake, read_to_end, token, until,
+};
 
 fn going_away() -> Frame {
     Frame::Close(1001, "going away".into())
@@ -92,11 +94,11 @@ fn while_it_ends_only_the_probes_are_answered_and_running_requests_finish() {
     let mut idle = connect(service.addr());
     idle.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert_eq!(Response::read(&mut idle).unwrap().status, 200);
-    let body = r#"{"event":"e","broadcast":true}"#;
+    let body = r#"{"event":"e","user_id":"nobody"}"#;
     let mut running = service.ask_to_notify(body.len());
 
     service.signal("TERM");
-    assert_eq!(last.next(), going_away());
+    until("/ready is 503", || service.http("GET", "/ready", None, "").status == 503);
     running.write_all(body.as_bytes()).unwrap();
     let ready = service.http("GET", "/ready", None, "");
     assert_eq!((ready.status, ready.headers["retry-after"].as_str()), (503, "1"));
@@ -110,6 +112,7 @@ fn while_it_ends_only_the_probes_are_answered_and_running_requests_finish() {
     assert_eq!((notified.status, notified.json()["delivered"].clone()), (200, json!(0)));
     assert_eq!(notified.headers["connection"], "close");
     assert!(Response::read(&mut idle).is_none());
+    assert_eq!(last.next(), going_away());
     last.send_close(1001);
     assert_eq!(last.next(), Frame::End);
     assert_ended_well(service.wait());
@@ -157,13 +160,23 @@ fn half_requests_and_idle_connections_do_not_hold_it_up() {
     half_head.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgr").unwrap();
     let mut half_body = connect(service.addr());
     half_body
-        .write_all(b"POST /api/notify HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        .write_all(
+            format!(
+                "POST /api/notify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\
+                 Content-Length: 100\r\n\r\n{{",
+                token("backend", "service")
+            )
+            .as_bytes(),
+        )
         .unwrap();
     service.http("GET", "/health", None, "");
     assert_ended_well(service.stop());
-    for mut stream in [nothing, half_head, half_body] {
+    for mut stream in [nothing, half_head] {
         assert!(matches!(stream.read(&mut [0; 100]), Ok(0) | Err(_)));
     }
+    // Its request had been accepted.
+    let text = read_to_end(&mut half_body);
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 503 "), "{text}");
 }
 
 #[test]

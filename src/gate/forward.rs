@@ -1,7 +1,7 @@
 //! The hop to tiny_http: a private Unix socket, four connections to it, and the exchange on one.
 //!
 //! tiny_http's parser must not meet the network, so it gets only what this module wrote: a request
-//! line and the few headers that REST handlers read, all visible ASCII, with the whole body behind.
+//! line and a few headers of the gate's own, all visible ASCII, with the whole body behind.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -12,34 +12,30 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use httparse::Status;
 
+use crate::auth::Identity;
 use crate::config::{KIB, REST_CONNECTIONS};
 use crate::http::{Head, Response};
-use crate::rest::{CONNECTION_HEADER, PEER_HEADER};
-
-/// The headers that are passed on; a handler that reads another one adds it here. Everything
-/// hop-by-hop, and what the gate itself sets, is left behind by not being listed.
-const PASSED_ON: [&str; 6] = [
-    "Authorization",
-    "Origin",
-    "Content-Type",
-    "Accept",
-    "Access-Control-Request-Method",
-    "Access-Control-Request-Headers",
-];
+use crate::rest::{CONNECTION_HEADER, PEER_HEADER, USER_HEADER};
 
 /// How long a request waits for one of the connections.
 const BORROW_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a handler may take for its answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// First size of the buffer for an answer, in bytes: most fit.
-const ANSWER_BYTES: usize = KIB;
-/// Most bytes of an answer read at once.
-const ANSWER_CHUNK_BYTES: usize = 64 * KIB;
-/// Most headers of an answer; handlers set a handful.
-const MAX_ANSWER_HEADERS: usize = 32;
+/// How long a handler may take for its response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// First size of the buffer for a response, in bytes: most fit.
+const RESPONSE_BYTES: usize = KIB;
+/// Most bytes of a response read at once.
+const RESPONSE_CHUNK_BYTES: usize = 64 * KIB;
+/// Most headers of a response; handlers set a handful.
+const MAX_RESPONSE_HEADERS: usize = 32;
 
-/// The request as tiny_http gets it, up to where the body begins.
-pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<u8>, Response> {
+/// The request as tiny_http gets it, up to where the body begins. No header of the peer's is passed on:
+/// handlers need none.
+pub(super) fn request(
+    head: &Head,
+    peer: SocketAddr,
+    number: u64,
+    caller: Option<&Identity>,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     for part in [head.method(), " ", head.path()] {
         out.extend_from_slice(part.as_bytes());
@@ -48,26 +44,17 @@ pub(super) fn request(head: &Head, peer: SocketAddr, number: u64) -> Result<Vec<
         out.push(b'?');
         out.extend_from_slice(query.as_bytes());
     }
-    out.extend_from_slice(b" HTTP/1.1\r\n");
-    for (name, value) in head.headers() {
-        let Some(known) = PASSED_ON.iter().find(|known| known.eq_ignore_ascii_case(name)) else {
-            continue;
-        };
-        if !value.bytes().all(|b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t')) {
-            let message = format!("{known} holds bytes that are not visible ASCII");
-            return Err(Response::error(400, "bad_request", &message));
-        }
-        for part in [known, ": ", value, "\r\n"] {
-            out.extend_from_slice(part.as_bytes());
-        }
-    }
     // Writing to a Vec does not fail.
-    let _ = write!(out, "{PEER_HEADER}: {peer}\r\n{CONNECTION_HEADER}: {number}\r\n");
+    let _ = write!(out, " HTTP/1.1\r\n{PEER_HEADER}: {peer}\r\n{CONNECTION_HEADER}: {number}\r\n");
+    if let Some(caller) = caller {
+        // An id has visible ASCII characters only.
+        let _ = write!(out, "{USER_HEADER}: {}\r\n", caller.user_id);
+    }
     if let Some(length) = head.content_length().filter(|length| *length > 0) {
         let _ = write!(out, "Content-Length: {length}\r\n");
     }
     out.extend_from_slice(b"\r\n");
-    Ok(out)
+    out
 }
 
 /// The connections to tiny_http, borrowed one at a time.
@@ -98,12 +85,12 @@ impl Pool {
 
     fn open(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.path)?;
-        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
+        stream.set_write_timeout(Some(RESPONSE_TIMEOUT))?;
         Ok(stream)
     }
 
-    /// Sends a request and reads its answer whole; the connection is free again before a byte of it
+    /// Sends a request and reads its response whole; the connection is free again before a byte of it
     /// goes to the peer. A request is not sent twice: the handler may have acted on it.
     ///
     /// # Errors
@@ -118,10 +105,10 @@ impl Pool {
         };
         let mut borrowed = Borrowed { pool: self, stream: None };
         let mut stream = free.map_or_else(|| self.open(), Ok).map_err(|error| failed(&error))?;
-        let answered =
+        let response =
             ask(&mut stream, &request, to_head_request).map_err(|error| failed(&error))?;
         borrowed.stream = Some(stream);
-        Ok(answered)
+        Ok(response)
     }
 }
 
@@ -142,7 +129,7 @@ impl Drop for Borrowed<'_> {
     }
 }
 
-/// An answer of tiny_http, complete and ready to be passed on.
+/// A response of tiny_http, complete and ready to be passed on.
 #[derive(Debug)]
 pub(super) struct RestResponse {
     bytes: Vec<u8>,
@@ -154,19 +141,21 @@ impl RestResponse {
         &self.bytes
     }
 
-    /// Tells the peer that the connection ends.
-    pub(super) fn close(&mut self) {
-        let before_the_blank_line = self.head_length - 2;
-        self.bytes.splice(before_the_blank_line..before_the_blank_line, *b"Connection: close\r\n");
+    /// Adds a header, such as `Connection: close`.
+    pub(super) fn add_header(&mut self, name: &str, value: &str) {
+        let line = format!("{name}: {value}\r\n");
+        let blank_line = self.head_length - 2;
+        self.bytes.splice(blank_line..blank_line, line.bytes());
+        self.head_length += line.len();
     }
 }
 
 fn ask(stream: &mut UnixStream, request: &[u8], to_head_request: bool) -> io::Result<RestResponse> {
     stream.write_all(request)?;
-    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let deadline = Instant::now() + RESPONSE_TIMEOUT;
     let mut bytes = Vec::new();
     let head = loop {
-        read_more(stream, &mut bytes, ANSWER_BYTES, deadline)?;
+        read_more(stream, &mut bytes, RESPONSE_BYTES, deadline)?;
         if let Some(head) = ResponseHead::parse(&bytes)? {
             break head;
         }
@@ -178,11 +167,11 @@ fn ask(stream: &mut UnixStream, request: &[u8], to_head_request: bool) -> io::Re
     let body = if to_head_request { 0 } else { head.content_length };
     let whole = head.length.saturating_add(body);
     while bytes.len() < whole {
-        let most = (whole - bytes.len()).min(ANSWER_CHUNK_BYTES);
+        let most = (whole - bytes.len()).min(RESPONSE_CHUNK_BYTES);
         read_more(stream, &mut bytes, most, deadline)?;
     }
     if bytes.len() > whole {
-        return Err(io::Error::other("the answer is longer than its Content-Length"));
+        return Err(io::Error::other("the response is longer than its Content-Length"));
     }
     Ok(RestResponse { bytes, head_length: head.length })
 }
@@ -214,7 +203,7 @@ struct ResponseHead {
 
 impl ResponseHead {
     fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_ANSWER_HEADERS];
+        let mut headers = [httparse::EMPTY_HEADER; MAX_RESPONSE_HEADERS];
         let mut response = httparse::Response::new(&mut headers);
         let Status::Complete(length) = response.parse(bytes).map_err(io::Error::other)? else {
             return Ok(None);
@@ -224,7 +213,7 @@ impl ResponseHead {
             .iter()
             .find(|header| header.name.eq_ignore_ascii_case("content-length"))
             .and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok())
-            .ok_or_else(|| io::Error::other("the answer has no Content-Length"))?;
+            .ok_or_else(|| io::Error::other("the response has no Content-Length"))?;
         Ok(Some(Self { status: response.code.unwrap_or_default(), length, content_length }))
     }
 

@@ -2,9 +2,12 @@
 
 use std::io::Read;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+use super::shutdown::{GateShutdown, ShutdownPhase};
 use crate::config::{KIB, MAX_HEAD_BYTES};
 use crate::http::head::{Head, HeadError, MAX_REQUEST_LINE_BYTES};
 use crate::http::response::would_wait;
@@ -15,36 +18,6 @@ const FIRST_BUFFER_BYTES: usize = KIB;
 const IDLE_SLICE: Duration = Duration::from_millis(250);
 /// Longest wait for anything else; longer, since thousands of slow peers may be in it.
 const BUSY_SLICE: Duration = Duration::from_secs(1);
-
-/// How far the shutdown of the gate is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum ShutdownPhase {
-    /// Serving.
-    Open,
-    /// 503 to all but the probes; idle kept-alive connections end.
-    Draining,
-    /// No new connection; those that wait for a request or a part of it end.
-    Closed,
-}
-
-/// The phase, shared by all threads of the gate.
-#[derive(Debug, Default)]
-pub(super) struct SharedPhase(AtomicU8);
-
-impl SharedPhase {
-    pub(super) fn get(&self) -> ShutdownPhase {
-        match self.0.load(Ordering::Relaxed) {
-            0 => ShutdownPhase::Open,
-            1 => ShutdownPhase::Draining,
-            _ => ShutdownPhase::Closed,
-        }
-    }
-
-    /// Phases only go forward.
-    pub(super) fn advance(&self, phase: ShutdownPhase) {
-        self.0.fetch_max(phase as u8, Ordering::Relaxed);
-    }
-}
 
 /// Why no more bytes came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +39,21 @@ pub(super) enum NoHead {
     Bad(HeadError),
 }
 
+/// What is read, which decides how soon a shutdown ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The first byte of a further request: not at all while draining.
+    NextRequest,
+    /// A head: until the gate closes.
+    Head,
+    /// A body: for a while after draining has begun.
+    Body,
+}
+
 /// The reading half of a connection.
 pub(super) struct Incoming<'a> {
     stream: &'a TcpStream,
-    phase: &'a SharedPhase,
+    shutdown: &'a GateShutdown,
     /// The socket's read timeout; setting it only where it has to change saves a system call per read.
     armed: Duration,
     /// Zero-filled from `filled` on.
@@ -78,20 +62,36 @@ pub(super) struct Incoming<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    pub(super) fn new(stream: &'a TcpStream, phase: &'a SharedPhase) -> Self {
-        Self { stream, phase, armed: Duration::MAX, buffer: Vec::new(), filled: 0 }
+    pub(super) fn new(stream: &'a TcpStream, shutdown: &'a GateShutdown) -> Self {
+        Self { stream, shutdown, armed: Duration::MAX, buffer: Vec::new(), filled: 0 }
     }
 
-    /// The next head, whole by `timeout` from its first byte, or from now for a fresh connection; a
-    /// kept-alive one may also be idle for `timeout` before.
-    pub(super) fn head(&mut self, timeout: Duration, fresh: bool) -> Result<Head, NoHead> {
-        let mut deadline = Instant::now() + timeout;
-        if self.filled > 0 {
-            if let Some(head) = self.take_head()? {
-                return Ok(head);
+    /// The next head, where all of it has come already.
+    pub(super) fn head_at_once(&mut self) -> Result<Option<Head>, NoHead> {
+        if self.filled > 0
+            && let Some(head) = self.take_head()?
+        {
+            return Ok(Some(head));
+        }
+        self.grow();
+        let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
+        match rustix::net::recv(self.stream, room, RecvFlags::DONTWAIT) {
+            Ok((_, bytes)) if bytes > 0 => {
+                self.filled += bytes;
+                self.take_head()
             }
-        } else {
-            self.fill(deadline, if fresh { BUSY_SLICE } else { IDLE_SLICE }, !fresh)
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            _ => Err(NoHead::Silent),
+        }
+    }
+
+    /// The next head, of which [`Self::head_at_once`] has not found the end. It must be whole by
+    /// `timeout` from its first byte, or from now for a fresh connection; a kept-alive one may also be
+    /// idle for `timeout` before.
+    pub(super) fn wait_for_head(&mut self, timeout: Duration, fresh: bool) -> Result<Head, NoHead> {
+        let mut deadline = Instant::now() + timeout;
+        if self.filled == 0 {
+            self.fill(deadline, if fresh { Part::Head } else { Part::NextRequest })
                 .map_err(|_| NoHead::Silent)?;
             if let Some(head) = self.take_head()? {
                 return Ok(head);
@@ -102,7 +102,7 @@ impl<'a> Incoming<'a> {
         }
         loop {
             let before = self.filled;
-            self.fill(deadline, BUSY_SLICE, false).map_err(|ended| match ended {
+            self.fill(deadline, Part::Head).map_err(|ended| match ended {
                 Ended::Gone => NoHead::Silent,
                 Ended::Late => NoHead::Late,
             })?;
@@ -158,40 +158,44 @@ impl<'a> Incoming<'a> {
     ) -> Result<usize, Ended> {
         let before = out.len();
         out.resize(before + most, 0);
-        let read =
-            self.read(out.get_mut(before..).unwrap_or_default(), deadline, BUSY_SLICE, false);
+        let read = self.read(out.get_mut(before..).unwrap_or_default(), deadline, Part::Body);
         out.truncate(before + read.unwrap_or(0));
         read
     }
 
-    fn fill(&mut self, deadline: Instant, slice: Duration, idle: bool) -> Result<(), Ended> {
+    /// Makes room for more where the buffer is full.
+    fn grow(&mut self) {
         if self.filled == self.buffer.len() {
             let size = (self.filled * 2).clamp(FIRST_BUFFER_BYTES, MAX_HEAD_BYTES);
             self.buffer.resize(size, 0);
         }
+    }
+
+    fn fill(&mut self, deadline: Instant, part: Part) -> Result<(), Ended> {
+        self.grow();
         // Taken out, so that the read may borrow the rest.
         let mut buffer = std::mem::take(&mut self.buffer);
         let room = buffer.get_mut(self.filled..).unwrap_or_default();
-        let read = self.read(room, deadline, slice, idle);
+        let read = self.read(room, deadline, part);
         self.buffer = buffer;
         self.filled += read?;
         Ok(())
     }
 
-    /// Waits in slices, so that a shutdown is noticed: by an idle connection when draining begins, by
-    /// others when the gate closes.
-    fn read(
-        &mut self,
-        room: &mut [u8],
-        deadline: Instant,
-        slice: Duration,
-        idle: bool,
-    ) -> Result<usize, Ended> {
-        let last = if idle { ShutdownPhase::Draining } else { ShutdownPhase::Closed };
+    /// Waits in slices, so that a shutdown is noticed.
+    fn read(&mut self, room: &mut [u8], deadline: Instant, part: Part) -> Result<usize, Ended> {
+        let (last, slice) = match part {
+            Part::NextRequest => (ShutdownPhase::Draining, IDLE_SLICE),
+            Part::Head | Part::Body => (ShutdownPhase::Closed, BUSY_SLICE),
+        };
         loop {
-            if self.phase.get() >= last {
+            if self.shutdown.phase() >= last {
                 return Err(Ended::Gone);
             }
+            let deadline = match part {
+                Part::Body => self.shutdown.body_deadline(deadline),
+                _ => deadline,
+            };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Ended::Late);

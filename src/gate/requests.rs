@@ -1,10 +1,12 @@
 //! One connection: its requests one after the other, until it ends or becomes a WebSocket.
 
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::incoming::{Ended, Incoming, NoHead, ShutdownPhase};
+use super::incoming::{Ended, Incoming, NoHead};
+use super::shutdown::ShutdownPhase;
 use super::{Context, Permit, Upgrade, forward};
 use crate::config::{KIB, MIB};
 use crate::http::cors;
@@ -14,7 +16,7 @@ use crate::metrics::RefusalReason;
 
 /// Path of the WebSocket handshake.
 const WEBSOCKET_PATH: &str = "/ws";
-/// Body bytes of all requests that are held at once; beyond them the answer is 503.
+/// Body bytes of all requests that are held at once; beyond them the response is 503.
 const BODY_BUDGET_BYTES: usize = 64 * MIB;
 /// Most bytes of a body read at once; the buffer grows as they arrive.
 const BODY_CHUNK_BYTES: usize = 16 * KIB;
@@ -30,9 +32,9 @@ pub(super) struct Accepted {
 
 /// Serves the connection to its end. A WebSocket lives inside the call of `upgrade`, so that call is
 /// made from a shallow stack and with all buffers freed.
-pub(super) fn serve(permit: Permit, accepted: Accepted) {
-    if let Some(upgrade) = serve_requests(&permit, accepted) {
-        (permit.context.upgrade)(upgrade);
+pub(super) fn serve(context: &Context, mut permit: Permit, accepted: Accepted) {
+    if let Some(upgrade) = serve_requests(context, &mut permit, accepted) {
+        (context.upgrade)(upgrade);
     }
 }
 
@@ -40,7 +42,9 @@ pub(super) fn serve(permit: Permit, accepted: Accepted) {
 enum Next {
     /// Another request.
     Request,
-    /// The end, after an answer: what the peer still sends is drained.
+    /// A handshake, for which the connection is handed over.
+    Upgrade(Head),
+    /// The end, after a response: what the peer still sends is drained.
     Close,
     /// The end, with nothing to say.
     Gone,
@@ -48,7 +52,7 @@ enum Next {
 
 /// Why a request was not forwarded.
 enum Unserved {
-    /// This is the answer.
+    /// This is the response.
     Response(Response),
     /// The peer is gone.
     Gone,
@@ -61,162 +65,200 @@ impl From<Response> for Unserved {
 }
 
 #[inline(never)]
-fn serve_requests(permit: &Permit, accepted: Accepted) -> Option<Upgrade> {
+fn serve_requests(context: &Context, permit: &mut Permit, accepted: Accepted) -> Option<Upgrade> {
     let Accepted { stream, peer, number } = accepted;
-    let mut incoming = Incoming::new(&stream, &permit.context.phase);
-    let mut requests = Requests { permit, stream: &stream, peer, number };
-    let mut fresh = true;
-    let next = loop {
-        let head = match incoming.head(permit.head_timeout(), fresh) {
-            Ok(head) => head,
-            Err(NoHead::Silent) => break Next::Gone,
-            Err(NoHead::Late) => {
-                break requests.refuse(
-                    None,
-                    &Response::error(408, "request_timeout", "request head is late"),
-                );
-            }
-            Err(NoHead::Bad(error)) => break requests.refuse(None, &Response::from(&error)),
-        };
-        fresh = false;
-        if let Some(response) = requests.turned_away(&head) {
-            break requests.refuse(Some(&head), &response);
-        }
-        if head.path() == WEBSOCKET_PATH {
-            let early = incoming.buffered().to_vec();
-            drop(incoming);
-            return stream.set_read_timeout(None).is_ok().then_some(Upgrade {
-                stream,
-                head,
-                early,
-                number,
-                peer,
-            });
-        }
-        match requests.request(&head, &mut incoming) {
+    // Shared with the list of connections that may be evicted, while it waits there.
+    let stream = Arc::new(stream);
+    let mut incoming = Incoming::new(&stream, &context.shutdown);
+    let mut requests = Requests { context, permit, stream: &stream, peer, number, fresh: true };
+    let end = loop {
+        match requests.next(&mut incoming) {
             Next::Request => {}
             end => break end,
         }
     };
-    if matches!(next, Next::Close) {
-        linger(&stream);
+    match end {
+        Next::Upgrade(head) => {
+            let early = incoming.buffered().to_vec();
+            drop(incoming);
+            let stream = Arc::into_inner(stream)?;
+            stream.set_read_timeout(None).ok()?;
+            Some(Upgrade { stream, head, early, number, peer })
+        }
+        Next::Close => {
+            permit.wait(&stream);
+            linger(&stream);
+            None
+        }
+        Next::Request | Next::Gone => None,
     }
-    None
 }
 
-impl Permit {
-    fn head_timeout(&self) -> Duration {
-        let timeout = self.context.config.head_timeout;
-        if self.reserve { timeout.min(RESERVE_HEAD_TIMEOUT) } else { timeout }
-    }
-}
-
-/// The answering side of a connection.
+/// The requests of one connection, and their responses.
 struct Requests<'a> {
-    permit: &'a Permit,
-    stream: &'a TcpStream,
+    context: &'a Context,
+    permit: &'a mut Permit,
+    stream: &'a Arc<TcpStream>,
     peer: SocketAddr,
     number: u64,
+    /// Whether no head has come yet.
+    fresh: bool,
 }
 
 impl Requests<'_> {
-    fn context(&self) -> &Context {
-        &self.permit.context
+    /// Reads a head, and answers it unless it asks for an upgrade.
+    fn next(&mut self, incoming: &mut Incoming<'_>) -> Next {
+        let head = match self.head(incoming) {
+            Ok(head) => head,
+            Err(NoHead::Silent) => return Next::Gone,
+            Err(NoHead::Late) => {
+                let late = Response::error(408, "request_timeout", "request head is late");
+                return self.refuse(None, late);
+            }
+            Err(NoHead::Bad(error)) => return self.refuse(None, Response::from(&error)),
+        };
+        self.fresh = false;
+        if let Some(response) = self.turned_away(&head) {
+            return self.refuse(Some(&head), response);
+        }
+        if head.path() == WEBSOCKET_PATH {
+            return Next::Upgrade(head);
+        }
+        self.request(&head, incoming)
+    }
+
+    /// The next head. While it is waited for, the connection may be evicted; then there is none.
+    fn head(&mut self, incoming: &mut Incoming<'_>) -> Result<Head, NoHead> {
+        let head = match incoming.head_at_once()? {
+            Some(head) => head,
+            None => {
+                self.permit.wait(self.stream);
+                incoming.wait_for_head(self.head_timeout(), self.fresh)?
+            }
+        };
+        if self.permit.serve() { Ok(head) } else { Err(NoHead::Silent) }
+    }
+
+    fn head_timeout(&self) -> Duration {
+        let timeout = self.context.config.head_timeout;
+        if self.permit.is_reserve() { timeout.min(RESERVE_HEAD_TIMEOUT) } else { timeout }
     }
 
     fn is_draining(&self) -> bool {
-        self.context().phase.get() >= ShutdownPhase::Draining
+        self.context.shutdown.phase() >= ShutdownPhase::Draining
     }
 
-    /// 503 for what a reserve connection or a service that shuts down does not serve.
+    /// 503 for what a service that shuts down or a reserve connection does not serve.
     fn turned_away(&self, head: &Head) -> Option<Response> {
-        let probe = matches!(head.method(), "GET" | "HEAD");
-        let path = head.path();
-        if self.is_draining() && !(probe && matches!(path, "/health" | "/ready")) {
-            return Some(Response::unavailable("the service is shutting down"));
+        let path = if matches!(head.method(), "GET" | "HEAD") { head.path() } else { "" };
+        if self.is_draining() && path != "/health" {
+            return Some(shutting_down());
         }
-        if self.permit.reserve && !(probe && matches!(path, "/health" | "/ready" | "/metrics")) {
-            self.context().refused.count(RefusalReason::ConnectionCap);
+        if self.permit.is_reserve() && !matches!(path, "/health" | "/ready" | "/metrics") {
+            self.context.counters.refused.count(RefusalReason::ConnectionCap);
             return Some(Response::unavailable("all connections are taken"));
         }
         None
     }
 
-    /// Answers with an error, after which the connection ends.
-    fn refuse(&mut self, head: Option<&Head>, response: &Response) -> Next {
-        let mut response = response.clone();
-        for (name, value) in cors::headers(
-            &self.context().config.allowed_origins,
-            head.and_then(|h| h.header("origin")),
-        ) {
-            response = response.with_header(name, value);
-        }
+    /// Whether the connection closes after the response to this request.
+    fn closes(&self, head: &Head) -> bool {
+        !head.keeps_alive() || self.permit.is_reserve() || self.is_draining()
+    }
+
+    /// Responds with an error, after which the connection ends.
+    fn refuse(&self, head: Option<&Head>, response: Response) -> Next {
+        self.respond(head, response, true)
+    }
+
+    fn respond(&self, head: Option<&Head>, response: Response, close: bool) -> Next {
+        let response = self
+            .cors_headers(head)
+            .into_iter()
+            .fold(response, |response, (name, value)| response.with_header(name, value));
         let to_head_request = head.is_some_and(|head| head.method() == "HEAD");
-        self.write(&response.closing_bytes(to_head_request), true)
+        let bytes = if close {
+            response.closing_bytes(to_head_request)
+        } else {
+            response.bytes(to_head_request)
+        };
+        self.write(&bytes, close)
+    }
+
+    fn cors_headers(&self, head: Option<&Head>) -> Vec<cors::Header> {
+        let origin = head.and_then(|head| head.header("origin"));
+        cors::headers(&self.context.config.allowed_origins, origin)
     }
 
     fn write(&self, bytes: &[u8], close: bool) -> Next {
-        match write_within(self.stream, bytes, self.context().config.write_timeout) {
+        match write_within(self.stream, bytes, self.context.config.write_timeout) {
             Err(_) => Next::Gone,
             Ok(()) if close => Next::Close,
             Ok(()) => Next::Request,
         }
     }
 
-    /// Reads the body, has tiny_http answer, and passes the answer on.
-    fn request(&mut self, head: &Head, incoming: &mut Incoming<'_>) -> Next {
-        match self.forward(head, incoming) {
+    /// Responds by the head alone, or reads the body, has tiny_http answer, and passes that on.
+    fn request(&self, head: &Head, incoming: &mut Incoming<'_>) -> Next {
+        let caller = match self.context.guard.check(head, self.number, self.peer) {
+            Ok(caller) => caller,
+            Err(response) => {
+                // A body that was announced is not read: behind it no other request is found.
+                let has_body = head.content_length().is_some_and(|length| length > 0);
+                return self.respond(Some(head), response, has_body || self.closes(head));
+            }
+        };
+        let request = forward::request(head, self.peer, self.number, caller.as_ref());
+        match self.forward(head, incoming, request) {
             Ok(mut response) => {
-                let close = !head.keeps_alive() || self.permit.reserve || self.is_draining();
+                for (name, value) in self.cors_headers(Some(head)) {
+                    response.add_header(name, &value);
+                }
+                let close = self.closes(head);
                 if close {
-                    response.close();
+                    response.add_header("Connection", "close");
                 }
                 self.write(response.bytes(), close)
             }
-            Err(Unserved::Response(response)) => self.refuse(Some(head), &response),
+            Err(Unserved::Response(response)) => self.refuse(Some(head), response),
             Err(Unserved::Gone) => Next::Gone,
         }
     }
 
+    /// Completes `request` by its body, and has it answered.
     fn forward(
-        &mut self,
+        &self,
         head: &Head,
         incoming: &mut Incoming<'_>,
+        mut request: Vec<u8>,
     ) -> Result<forward::RestResponse, Unserved> {
-        let length = self.body_length(head)?;
-        let mut request = forward::request(head, self.peer, self.number)?;
-        let mut held = HeldBody::new(&self.context().body_bytes);
-        if length > 0 {
+        // The guard has checked that it is at most MAX_BODY_SIZE.
+        let length = head.content_length().and_then(|length| usize::try_from(length).ok());
+        let running = self.context.shutdown.begin_request();
+        // `/health` is served all the same, and nobody waits for it.
+        if running.is_none() && self.turned_away(head).is_some() {
+            return Err(shutting_down().into());
+        }
+        let mut held = HeldBody::new(&self.context.body_bytes);
+        if let Some(length) = length.filter(|length| *length > 0) {
             self.continue_if_expected(head, incoming)?;
             self.read_body(incoming, length, &mut request, &mut held)?;
         }
-        Ok(self.context().pool.exchange(request, head.method() == "HEAD")?)
+        Ok(self.context.pool.exchange(request, head.method() == "HEAD")?)
     }
 
-    fn body_length(&self, head: &Head) -> Result<usize, Response> {
-        let most = self.context().config.max_body_bytes;
-        let announced = head.content_length().unwrap_or(0);
-        usize::try_from(announced).ok().filter(|length| *length <= most).ok_or_else(|| {
-            let message = format!("body has {announced} bytes, at most {most} are taken");
-            Response::error(413, "payload_too_large", &message)
-        })
-    }
-
-    /// `Expect: 100-continue` (RFC 9110, section 10.1.1); HTTP/1.0 has no interim answers.
+    /// `100 Continue` (RFC 9110, section 10.1.1), where it is expected and the body is not there
+    /// already; HTTP/1.0 has no interim responses.
     fn continue_if_expected(&self, head: &Head, incoming: &Incoming<'_>) -> Result<(), Unserved> {
-        match head.header("expect") {
-            None => Ok(()),
-            Some(expect) if !expect.eq_ignore_ascii_case("100-continue") => {
-                let message = "Expect is not 100-continue";
-                Err(Response::error(417, "expectation_failed", message).into())
-            }
-            Some(_) if head.version() == Version::Http10 || !incoming.buffered().is_empty() => {
-                Ok(())
-            }
-            Some(_) => match self.write(b"HTTP/1.1 100 Continue\r\n\r\n", false) {
-                Next::Request => Ok(()),
-                _ => Err(Unserved::Gone),
-            },
+        let is_expected = head.header("expect").is_some()
+            && head.version() == Version::Http11
+            && incoming.buffered().is_empty();
+        if !is_expected {
+            return Ok(());
+        }
+        match self.write(b"HTTP/1.1 100 Continue\r\n\r\n", false) {
+            Next::Request => Ok(()),
+            _ => Err(Unserved::Gone),
         }
     }
 
@@ -227,7 +269,7 @@ impl Requests<'_> {
         request: &mut Vec<u8>,
         held: &mut HeldBody<'_>,
     ) -> Result<(), Unserved> {
-        let deadline = Instant::now() + self.context().config.body_timeout;
+        let deadline = Instant::now() + self.context.config.body_timeout;
         let mut missing = length;
         while missing > 0 {
             let chunk = missing.min(BODY_CHUNK_BYTES);
@@ -235,6 +277,7 @@ impl Requests<'_> {
             let read = match incoming.take_buffered(chunk, request) {
                 0 => incoming.read_onto(request, chunk, deadline).map_err(|ended| match ended {
                     Ended::Gone => Unserved::Gone,
+                    Ended::Late if self.is_draining() => shutting_down().into(),
                     Ended::Late => Unserved::Response(Response::error(
                         408,
                         "request_timeout",
@@ -248,6 +291,10 @@ impl Requests<'_> {
         }
         Ok(())
     }
+}
+
+fn shutting_down() -> Response {
+    Response::unavailable("the service is shutting down")
 }
 
 /// A request's part of the budget for bodies; given back at the end.

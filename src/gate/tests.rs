@@ -5,18 +5,18 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::json;
 
 use super::*;
-use crate::auth::Authorizer;
-use crate::auth::{Identity, TokenError};
+use crate::auth::{Authorizer, Verifier};
 use crate::bridge::BridgeState;
-use crate::config::{KIB, MIB, RoomPolicy};
+use crate::config::{AllowedOrigins, KIB, MIB, RESERVE_CONNECTIONS, RoomPolicy};
 use crate::hub::{Counts, Event, HubHandle};
 use crate::metrics::{Counters, Metrics};
-use crate::protocol::Id;
 use crate::runtime::channel;
 
 /// No test waits longer for anything.
@@ -30,30 +30,25 @@ struct Rig {
     upgrades: Receiver<(Upgrade, Sender<()>)>,
 }
 
-fn config() -> GateConfig {
-    GateConfig {
+/// Signs the tokens.
+const SECRET: &str = "a secret of the tests";
+
+fn config() -> Config {
+    Config {
         bind: "127.0.0.1:0".parse().unwrap(),
         max_connections: 1000,
         head_timeout: PATIENCE,
         body_timeout: PATIENCE,
         write_timeout: PATIENCE,
-        max_body_bytes: MIB,
         allowed_origins: AllowedOrigins::List(vec!["https://shop.example".into()]),
+        ..Config::new(SECRET)
     }
 }
 
-fn verify(token: &str) -> Result<Identity, TokenError> {
-    match token {
-        "admin" | "service" | "client" => Ok(Identity {
-            user_id: Id::parse("u").unwrap(),
-            role: token.into(),
-            seller_id: None,
-            client_id: None,
-            expires_at: SystemTime::now(),
-        }),
-        "panic" => panic!("on purpose"),
-        _ => Err(TokenError::BadSignature),
-    }
+/// A good token of this role, until 2100.
+fn token(role: &str) -> String {
+    let claims = json!({"sub": "u", "role": role, "exp": 4_102_444_800_u64});
+    encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
 }
 
 fn count_seven(events: &channel::Receiver<Event>) {
@@ -73,14 +68,14 @@ fn count_seven(events: &channel::Receiver<Event>) {
 }
 
 impl Rig {
-    fn start(config: GateConfig) -> Self {
-        Self::with(config, true, count_seven)
+    fn start(config: Config) -> Self {
+        Self::with(config, count_seven, || BridgeState::Disabled)
     }
 
     fn with(
-        config: GateConfig,
-        api_auth: bool,
+        config: Config,
         hub: impl FnOnce(&channel::Receiver<Event>) + Send + 'static,
+        redis_state: fn() -> BridgeState,
     ) -> Self {
         let threads = Threads::default();
         let (events, received) = channel::bounded(16);
@@ -93,10 +88,8 @@ impl Rig {
             counters,
             instance: "test".into(),
             hub,
-            verify: Arc::new(verify),
-            redis_state: Arc::new(|| BridgeState::Disabled),
-            allowed_origins: config.allowed_origins.clone(),
-            api_auth,
+            verifier: Arc::new(Verifier::new(&config.jwt).unwrap()),
+            redis_state: Arc::new(redis_state),
         };
         let (upgraded, upgrades) = unbounded();
         let on_upgrade = move |upgrade| {
@@ -104,7 +97,7 @@ impl Rig {
             upgraded.send((upgrade, let_go)).unwrap();
             let _ = wait.recv();
         };
-        let gate = Gate::start(config, &threads, parts, Arc::new(on_upgrade)).unwrap();
+        let gate = Gate::start(Arc::new(config), &threads, parts, Arc::new(on_upgrade)).unwrap();
         Self { gate: Some(gate), threads, upgrades }
     }
 
@@ -116,6 +109,14 @@ impl Rig {
         let stream = TcpStream::connect(self.gate().addr()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Client { stream, bytes: Vec::new() }
+    }
+
+    /// A connection that is handed over as a WebSocket.
+    fn upgraded(&self) -> (Client, Upgrade, Sender<()>) {
+        let mut client = self.connect();
+        client.send(get("/ws"));
+        let (upgrade, let_go) = self.upgrades.recv_timeout(PATIENCE).unwrap();
+        (client, upgrade, let_go)
     }
 
     /// One request on a connection of its own.
@@ -227,7 +228,12 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")
 }
 
-fn notify(token: &str, body: &str) -> String {
+/// A request of this role.
+fn notify(role: &str, body: &str) -> String {
+    notify_with(&token(role), body)
+}
+
+fn notify_with(token: &str, body: &str) -> String {
     format!(
         "POST /api/notify HTTP/1.1\r\nHost: a\r\nAuthorization: beAREr {token}\r\n\
          Content-Length: {}\r\n\r\n{body}",
@@ -267,8 +273,10 @@ fn head_is_like_get_without_a_body() {
     let head = client.head();
     assert!(head.contains("\r\nContent-Length: 68\r\n"), "{head}");
     assert_eq!(client.reply().body.len(), 68);
+    client.send("HEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(client.head().starts_with("HTTP/1.1 404 "));
     client.send("HEAD /health HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999\r\n\r\n");
-    assert!(client.head().starts_with("HTTP/1.1 413 "));
+    assert!(client.head().starts_with("HTTP/1.1 400 "));
     client.assert_ended();
 }
 
@@ -299,7 +307,9 @@ fn preflights_and_origins() {
         "POST /api/notify HTTP/1.1\r\nHost: a\r\nOrigin: https://shop.example\r\n\
          Content-Length: 99999999\r\n\r\n",
     );
-    assert!(client.reply().has("Access-Control-Allow-Origin: https://shop.example"));
+    let reply = client.reply();
+    assert_eq!(reply.status, 401);
+    assert!(reply.has("Access-Control-Allow-Origin: https://shop.example"));
 }
 
 #[test]
@@ -314,14 +324,14 @@ fn notify_needs_a_role_and_answers_counts() {
     let bad = ask("admin", r#"[{"event":"e","room":"a"},{"event":"","room":"a"}]"#);
     assert_eq!(bad.status, 400);
     assert!(bad.body.contains(r#""message":"notifications[1].event: "#), "{bad:?}");
-    let forged = ask("forged", ONE);
+    let forged = rig.ask(&notify_with("forged", ONE));
     assert_eq!(forged.status, 401);
     assert!(forged.has("WWW-Authenticate: Bearer"));
     assert!(
         forged.body.contains(r#""error":"invalid_token","message":"invalid token""#),
         "{forged:?}"
     );
-    assert_eq!(ask("a b", ONE).status, 401);
+    assert_eq!(rig.ask(&notify_with("a b", ONE)).status, 401);
     assert_eq!(ask("client", ONE).status, 403);
     assert_eq!(rig.ask(&get("/admin/clients")).status, 401);
     let long = "x".repeat(60_000);
@@ -332,7 +342,7 @@ fn notify_needs_a_role_and_answers_counts() {
 
 #[test]
 fn api_auth_off_asks_for_no_token() {
-    let rig = Rig::with(config(), false, count_seven);
+    let rig = Rig::start(Config { api_auth: false, ..config() });
     let body = format!(
         "POST /api/notify HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{ONE}",
         ONE.len()
@@ -344,9 +354,9 @@ fn api_auth_off_asks_for_no_token() {
 
 #[test]
 fn a_panic_in_a_handler_costs_an_answer_not_a_thread() {
-    let rig = Rig::start(config());
+    let rig = Rig::with(config(), count_seven, || panic!("on purpose"));
     for _ in 0..2 * crate::config::REST_CONNECTIONS {
-        assert_eq!(rig.ask(&notify("panic", ONE)).status, 500);
+        assert_eq!(rig.ask(&get("/health")).status, 500);
     }
     assert_eq!(rig.ask(&notify("admin", ONE)).status, 200);
 }
@@ -376,7 +386,7 @@ fn connections_are_kept_and_pipelined_requests_answered_in_order() {
 
 #[test]
 fn a_refused_head_ends_the_connection_without_a_second_answer() {
-    let rig = Rig::start(config());
+    let rig = Rig::start(Config { api_auth: false, ..config() });
     let post = |headers: &str| format!("POST /api/notify HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
     let smuggled = get("/health");
     for (request, status, code) in [
@@ -401,7 +411,13 @@ fn a_refused_head_ends_the_connection_without_a_second_answer() {
         (format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(20_000)), 431, "headers_too_large"),
         (format!("GET / HTTP/1.1\r\n{}\r\n", "X: a\r\n".repeat(65)), 431, "headers_too_large"),
         ("\x16\x03\x01\x02\x01".into(), 400, "bad_request"),
-        ("GET /health HTTP/1.1\r\nHost: a\r\nOrigin: \u{e4}\r\n\r\n".into(), 400, "bad_request"),
+        ("GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n".into(), 400, "bad_request"),
+        ("GET /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n".into(), 404, "not_found"),
+        (
+            "PUT /health HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n".into(),
+            405,
+            "method_not_allowed",
+        ),
         (
             "POST /api/notify HTTP/1.1\r\nHost: a\r\nExpect: gold\r\nContent-Length: 4\r\n\r\n"
                 .into(),
@@ -418,7 +434,7 @@ fn a_refused_head_ends_the_connection_without_a_second_answer() {
 
 #[test]
 fn a_peer_that_uploads_too_much_still_reads_the_refusal() {
-    let rig = Rig::start(config());
+    let rig = Rig::start(Config { api_auth: false, ..config() });
     let mut client = rig.connect();
     client.send("POST /api/notify HTTP/1.1\r\nHost: a\r\nContent-Length: 8388608\r\n\r\n");
     client.send(vec![b'x'; 8 * MIB]);
@@ -439,10 +455,7 @@ fn expect_is_answered_once_the_head_is_accepted() {
     // The body is there already: nothing to continue.
     client.send(&request);
     assert_eq!(client.reply().status, 200);
-    client.send(
-        "POST /api/notify HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\
-         Content-Length: 2000000\r\n\r\n",
-    );
+    client.send(head.replace("Content-Length: ", "Content-Length: 99999"));
     client.reply().assert_refused(413, "payload_too_large");
 }
 
@@ -490,7 +503,7 @@ fn accepted_sockets_inherit_the_options_of_the_listener() {
 #[test]
 fn late_heads_get_408_and_silence_a_silent_close() {
     let timeout = Duration::from_millis(400);
-    let rig = Rig::start(GateConfig { head_timeout: timeout, ..config() });
+    let rig = Rig::start(Config { head_timeout: timeout, ..config() });
     let started = Instant::now();
     let mut silent = rig.connect();
     let mut half = rig.connect();
@@ -522,7 +535,7 @@ fn late_heads_get_408_and_silence_a_silent_close() {
 
 #[test]
 fn late_bodies_get_408() {
-    let rig = Rig::start(GateConfig { body_timeout: Duration::from_millis(300), ..config() });
+    let rig = Rig::start(Config { body_timeout: Duration::from_millis(300), ..config() });
     let mut client = rig.connect();
     let request = notify("admin", ONE);
     client.send(&request[..request.len() - 1]);
@@ -532,12 +545,8 @@ fn late_bodies_get_408() {
 
 #[test]
 fn beyond_the_cap_probes_are_served_from_the_reserve_and_all_heals() {
-    let rig = Rig::start(GateConfig { max_connections: 2, ..config() });
-    let mut regular: Vec<_> = (0..2).map(|_| rig.connect()).collect();
-    for client in &mut regular {
-        client.send(get("/health"));
-        assert!(!client.reply().has("Connection: close"));
-    }
+    let rig = Rig::start(Config { max_connections: 2, ..config() });
+    let regular: Vec<_> = (0..2).map(|_| rig.upgraded()).collect();
     let health = rig.ask(&get("/health"));
     assert!(health.status == 200 && health.has("Connection: close"), "{health:?}");
     assert_eq!(rig.ask(&get("/ready")).status, 200);
@@ -546,19 +555,49 @@ fn beyond_the_cap_probes_are_served_from_the_reserve_and_all_heals() {
     rig.wait_for_connections(2);
     let reserve: Vec<_> = (0..RESERVE_CONNECTIONS).map(|_| rig.connect()).collect();
     rig.wait_for_connections(2 + RESERVE_CONNECTIONS);
-    let mut refused = rig.connect();
-    refused.reply().assert_refused(503, "service_unavailable");
-    refused.assert_ended();
-    regular[0].send(get("/health"));
-    assert_eq!(regular[0].reply().status, 200);
+    // They are silent, so one of them makes room.
+    assert_eq!(rig.ask(&get("/health")).status, 200);
     drop((regular, reserve));
     rig.wait_for_connections(0);
     assert_eq!(rig.ask(&notify("admin", ONE)).status, 200);
 }
 
 #[test]
+fn who_waits_longest_makes_room_first() {
+    let rig = Rig::start(Config { max_connections: 3, ..config() });
+    let wait_for = |waiting| {
+        let deadline = Instant::now() + PATIENCE;
+        while rig.gate().context.permits.waiting() != waiting {
+            assert!(Instant::now() < deadline, "{waiting} never wait");
+            std::thread::yield_now();
+        }
+    };
+    let mut silent = rig.connect();
+    wait_for(1);
+    let mut half = rig.connect();
+    half.send("GET /health HTTP/1.1\r\nHo");
+    wait_for(2);
+    let mut kept = rig.connect();
+    kept.send(get("/health"));
+    assert_eq!(kept.reply().status, 200);
+    wait_for(3);
+    let served = rig.upgraded();
+    silent.assert_ended();
+    let mut last = rig.connect();
+    half.assert_ended();
+    wait_for(2);
+    // Waits since its last response, and so longer than the one that came after that.
+    assert_eq!(rig.ask(&get("/ready")).status, 200);
+    kept.assert_ended();
+    last.send(get("/health"));
+    assert_eq!(last.reply().status, 200);
+    assert_eq!(rig.gate().context.counters.heads_evicted.get(), 3);
+    drop(served);
+}
+
+#[test]
 fn a_silent_reserve_connection_is_soon_cut() {
-    let rig = Rig::start(GateConfig { max_connections: 0, ..config() });
+    let rig = Rig::start(Config { max_connections: 0, ..config() });
     let mut client = rig.connect();
     let started = Instant::now();
     client.send("GET /hea");
@@ -592,21 +631,46 @@ fn draining_ends_idle_connections_and_refuses_new_requests() {
 fn a_running_request_finishes_while_the_gate_drains() {
     let (taken, is_taken) = bounded(1);
     let (go, wait) = bounded(1);
-    let rig = Rig::with(config(), true, move |events| {
+    let hub = move |events: &channel::Receiver<Event>| {
         let Ok(Event::Notify(notify)) = events.recv() else { panic!("not a notification") };
         taken.send(()).unwrap();
         wait.recv().unwrap();
         notify.reply.send(vec![7]).unwrap();
-    });
+    };
+    let rig = Rig::with(config(), hub, || BridgeState::Disabled);
     let mut client = rig.connect();
     client.send(notify("admin", ONE));
     is_taken.recv_timeout(PATIENCE).unwrap();
     rig.gate().drain();
     rig.gate().close();
+    assert_eq!(rig.gate().wait_for_requests(Instant::now()), Err(1));
     go.send(()).unwrap();
+    assert_eq!(rig.gate().wait_for_requests(Instant::now() + PATIENCE), Ok(()));
     let reply = client.reply();
     assert!(reply.status == 200 && reply.has("Connection: close"), "{reply:?}");
     client.assert_ended();
+}
+
+#[test]
+fn bodies_may_still_come_for_a_second_once_the_gate_drains() {
+    let rig = Rig::start(config());
+    let request = notify("admin", ONE);
+    let request = request.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+    let (head, body) = request.split_at(request.len() - ONE.len());
+    let mut clients = [rig.connect(), rig.connect()];
+    for client in &mut clients {
+        client.send(head);
+        assert_eq!(client.head(), "HTTP/1.1 100 Continue\r\n\r\n");
+    }
+    rig.gate().drain();
+    let [prompt, silent] = &mut clients;
+    prompt.send(body);
+    let reply = prompt.reply();
+    assert!(reply.status == 200 && reply.has("Connection: close"), "{reply:?}");
+    assert_eq!(rig.gate().wait_for_requests(Instant::now()), Err(1));
+    assert_eq!(rig.gate().wait_for_requests(Instant::now() + PATIENCE), Ok(()));
+    silent.reply().assert_refused(503, "service_unavailable");
+    assert_eq!(rig.ask(&get("/health")).status, 200);
 }
 
 #[test]
@@ -628,8 +692,8 @@ fn closing_frees_the_port_and_the_private_socket() {
 
 #[test]
 fn a_peer_that_does_not_read_its_answer_is_cut_and_delays_nobody() {
-    let config = GateConfig { write_timeout: Duration::from_secs(1), ..config() };
-    let rig = Rig::with(config, false, count_seven);
+    let write_timeout = Duration::from_secs(1);
+    let rig = Rig::start(Config { write_timeout, api_auth: false, ..config() });
     let mut stalled: Vec<_> = (0..8).map(|_| rig.connect()).collect();
     for client in &mut stalled {
         client.send(get("/admin/clients"));
@@ -644,15 +708,16 @@ fn a_peer_that_does_not_read_its_answer_is_cut_and_delays_nobody() {
 #[test]
 fn only_checked_headers_reach_tiny_http() {
     let bytes = b"PUT http://x/a?b=c HTTP/1.1\r\nHost: a\r\nX-Realtime-Peer: 6.6.6.6:6\r\n\
-        X-Realtime-Connection: 6\r\n\
+        X-Realtime-Connection: 6\r\nX-Realtime-User: admin\r\n\
         Connection: close, upgrade\r\nUpgrade: x\r\nTE: chunked\r\nExpect: 100-continue\r\n\
         Keep-Alive: 5\r\ncontent-length: 007\r\nauthorization: Bearer  x\t\r\nCookie: \xc3\xa4\r\n\r\n";
     let (head, _) = Head::parse(bytes).unwrap().unwrap();
-    let request = forward::request(&head, "127.0.0.1:9".parse().unwrap(), 1).unwrap();
+    let caller = Verifier::new(&config().jwt).unwrap().verify(&token("admin")).unwrap();
+    let request = forward::request(&head, "127.0.0.1:9".parse().unwrap(), 1, Some(&caller));
     assert_eq!(
         String::from_utf8(request).unwrap(),
-        "PUT /a?b=c HTTP/1.1\r\nAuthorization: Bearer  x\r\nX-Realtime-Peer: 127.0.0.1:9\r\n\
-         X-Realtime-Connection: 1\r\nContent-Length: 7\r\n\r\n"
+        "PUT /a?b=c HTTP/1.1\r\nX-Realtime-Peer: 127.0.0.1:9\r\nX-Realtime-Connection: 1\r\n\
+         X-Realtime-User: u\r\nContent-Length: 7\r\n\r\n"
     );
 }
 
@@ -678,7 +743,7 @@ fn a_broken_link_is_replaced() {
         assert_eq!(refused.status(), 503);
     }
     let mut answered = pool.exchange(b"request".to_vec(), false).unwrap();
-    answered.close();
+    answered.add_header("Connection", "close");
     assert_eq!(
         String::from_utf8(answered.bytes().to_vec()).unwrap(),
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"

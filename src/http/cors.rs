@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use crate::config::AllowedOrigins;
 
 /// A header to add.
-type Header = (&'static str, Cow<'static, str>);
+pub type Header = (&'static str, Cow<'static, str>);
 
-/// The headers of every answer; `origin` is that of the request.
+/// The headers of every response; `origin` is that of the request.
 pub fn headers(allowed: &AllowedOrigins, origin: Option<&str>) -> Vec<Header> {
     let allow = |value| ("Access-Control-Allow-Origin", value);
     match (allowed, origin) {

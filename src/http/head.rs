@@ -10,9 +10,9 @@ use httparse::Status;
 use super::response::Response;
 use crate::config::{KIB, MAX_HEAD_BYTES};
 
-/// Longest request line, in bytes; past it the answer is 414.
+/// Longest request line, in bytes; past it the response is 414.
 pub const MAX_REQUEST_LINE_BYTES: usize = 8 * KIB;
-/// Most headers; past them the answer is 431.
+/// Most headers; past them the response is 431.
 pub const MAX_HEADERS: usize = 64;
 /// Most characters of a peer's value that an error message repeats.
 const SHOWN_CHARS: usize = 64;
@@ -275,7 +275,7 @@ impl Head {
         self.content_length
     }
 
-    /// Whether the peer expects another answer on this connection: HTTP/1.1 without
+    /// Whether the peer expects another response on this connection: HTTP/1.1 without
     /// `Connection: close`.
     pub fn keeps_alive(&self) -> bool {
         self.version == Version::Http11 && !self.has_token("connection", "close")

@@ -1,4 +1,4 @@
-//! Answers of the gate, the handshake and the REST handlers, and how one that ends a connection is
+//! Responses of the gate, the handshake and the REST handlers, and how one that ends a connection is
 //! written so that it arrives.
 
 use std::borrow::Cow;
@@ -7,11 +7,20 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 
 use crate::protocol::json::quoted;
 
-/// How long the peer's remaining bytes are drained after the last answer: closing a socket with
-/// unread input sends RST, which may destroy the answer on its way.
+/// The `Server` header of every response.
+pub(crate) const SERVER_NAME: &str = "realtime_service";
+/// The form of `Date` (RFC 9110, section 5.6.7).
+const DATE: &[BorrowedFormatItem<'_>] = format_description!(
+    "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+);
+/// How long the peer's remaining bytes are drained after the last response: closing a socket with
+/// unread input sends RST, which may destroy the response on its way.
 const LINGER: Duration = Duration::from_secs(1);
 /// Most bytes drained so; a peer that floods on gets the RST.
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
@@ -25,12 +34,12 @@ pub struct Response {
 }
 
 impl Response {
-    /// An answer whose body is this JSON text.
+    /// A response whose body is this JSON text.
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self::new(status, "application/json", body)
     }
 
-    /// An answer with a body of this media type.
+    /// A response with a body of this media type.
     pub fn new(
         status: u16,
         content_type: impl Into<Cow<'static, str>>,
@@ -40,7 +49,7 @@ impl Response {
             .with_header("Content-Type", content_type)
     }
 
-    /// An answer without a body.
+    /// A response without a body.
     pub fn empty(status: u16) -> Self {
         Self { status, headers: Vec::new(), body: Vec::new() }
     }
@@ -96,15 +105,30 @@ impl Response {
         self.body
     }
 
-    /// The bytes of an answer after which the connection closes; a `HEAD` request gets no body.
+    /// The bytes of a response after which the connection stays open; a `HEAD` request gets no body.
+    pub fn bytes(&self, to_head_request: bool) -> Vec<u8> {
+        self.render(to_head_request, "")
+    }
+
+    /// The bytes of a response after which the connection closes; a `HEAD` request gets no body.
     pub fn closing_bytes(&self, to_head_request: bool) -> Vec<u8> {
+        self.render(to_head_request, "Connection: close\r\n")
+    }
+
+    fn render(&self, to_head_request: bool, connection: &str) -> Vec<u8> {
         let mut out = Vec::with_capacity(256 + self.body.len());
-        // Writing to a Vec does not fail.
+        // Neither writing to a Vec nor formatting a date fails.
+        let date = OffsetDateTime::now_utc().format(DATE).unwrap_or_default();
         let _ = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
+        let _ = write!(out, "Server: {SERVER_NAME}\r\nDate: {date}\r\n");
         for (name, value) in &self.headers {
             let _ = write!(out, "{name}: {value}\r\n");
         }
-        let _ = write!(out, "Content-Length: {}\r\nConnection: close\r\n\r\n", self.body.len());
+        // RFC 9110, section 8.6: no Content-Length in a 204.
+        if self.status != 204 {
+            let _ = write!(out, "Content-Length: {}\r\n", self.body.len());
+        }
+        let _ = write!(out, "{connection}\r\n");
         if !to_head_request {
             out.extend_from_slice(&self.body);
         }
@@ -143,7 +167,7 @@ fn reason(status: u16) -> &'static str {
 /// # Errors
 /// `TimedOut` at the deadline, else what `send(2)` says; the stream is broken after either.
 pub fn write_within(stream: &TcpStream, mut bytes: &[u8], timeout: Duration) -> io::Result<()> {
-    // Nearly every answer fits the socket's buffer: no timeout to set, no clock to read.
+    // Nearly every response fits the socket's buffer: no timeout to set, no clock to read.
     match send_now(stream, bytes) {
         Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
         Err(error) if would_wait(&error) => {}
@@ -180,7 +204,7 @@ pub(crate) fn would_wait(error: &io::Error) -> bool {
     )
 }
 
-/// Writes `answer` within `timeout`, then closes the stream so that the answer arrives: the peer
+/// Writes `response` within `timeout`, then closes the stream so that it arrives: the peer
 /// sees the end, and what it still sends is drained for up to a second.
 pub fn refuse(stream: &TcpStream, response: &Response, timeout: Duration) {
     if write_within(stream, &response.closing_bytes(false), timeout).is_ok() {
@@ -218,13 +242,21 @@ mod tests {
     #[test]
     fn an_error_is_json_and_closes() {
         let response = Response::error(503, "service_unavailable", "say \"later\"");
+        let text = String::from_utf8(response.closing_bytes(false)).unwrap();
+        let (start, date_and_rest) = text.split_once("Date: ").unwrap();
+        let (date, rest) = date_and_rest.split_once("\r\n").unwrap();
+        assert_eq!(start, "HTTP/1.1 503 Service Unavailable\r\nServer: realtime_service\r\n");
         assert_eq!(
-            String::from_utf8(response.closing_bytes(false)).unwrap(),
-            "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\
+            rest,
+            "Content-Type: application/json\r\nRetry-After: 1\r\n\
              Content-Length: 74\r\nConnection: close\r\n\r\n\
              {\"status\":\"error\",\"error\":\"service_unavailable\",\"message\":\"say \\\"later\\\"\"}"
         );
+        // As in "Sun, 06 Nov 1994 08:49:37 GMT".
+        assert_eq!((date.len(), &date[3..5], &date[25..]), (29, ", ", " GMT"), "{date}");
         assert!(response.closing_bytes(true).ends_with(b"\r\n\r\n"));
+        let kept = String::from_utf8(Response::empty(204).bytes(false)).unwrap();
+        assert!(!kept.contains("Content-Length") && !kept.contains("Connection"), "{kept}");
     }
 
     #[test]

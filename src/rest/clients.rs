@@ -31,7 +31,7 @@ impl Page {
     }
 }
 
-/// Reads the query; `None` when it asks for no list, and so for the plain answer.
+/// Reads the query; `None` when it asks for no list, and so for counts only.
 ///
 /// # Errors
 /// What is wrong, and where.
@@ -62,7 +62,7 @@ pub(super) fn parse(query: &str) -> Result<Option<Page>, String> {
     Ok(wants_list.then_some(page))
 }
 
-/// The members that the list adds to the plain answer, with a comma in front.
+/// The members that the list adds to the counts, with a comma in front.
 pub(super) fn members(page: &Page, listing: &Listing, instance: &str) -> String {
     let rows: Vec<_> = listing.connections.iter().map(|row| Row::new(row, instance)).collect();
     // Rows of strings and numbers always serialise.

@@ -1,4 +1,4 @@
-//! `POST /api/notify`: body → notifications → counts (DESIGN section 5).
+//! The body of `POST /api/notify` (docs/PROTOCOL.md, "Publishing over HTTP").
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub struct NotifyRequest {
 /// Why a body was refused; nothing of it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRequest {
-    /// The `error` of the answer.
+    /// The `error` of the response.
     pub code: &'static str,
     /// The `message`: where and what.
     pub message: String,
@@ -86,8 +86,8 @@ pub fn parse(body: &[u8]) -> Result<NotifyRequest, BadRequest> {
     })?;
     let is_batch = text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('[');
     if !is_batch {
-        let delivery = parse_one(text).map_err(|error| error.into_answer(None))?;
-        return Ok(NotifyRequest { deliveries: vec![delivery], is_batch });
+        let deliveries = vec![parse_one(text, Place(None))?];
+        return Ok(NotifyRequest { deliveries, is_batch });
     }
     let BoundedArray(elements) = serde_json::from_str(text)
         .map_err(|error| invalid_json(format!("body is not a batch: {error}")))?;
@@ -97,7 +97,7 @@ pub fn parse(body: &[u8]) -> Result<NotifyRequest, BadRequest> {
     let deliveries = elements
         .iter()
         .enumerate()
-        .map(|(index, raw)| parse_one(raw.get()).map_err(|error| error.into_answer(Some(index))))
+        .map(|(index, raw)| parse_one(raw.get(), Place(Some(index))))
         .collect::<Result<_, _>>()?;
     Ok(NotifyRequest { deliveries, is_batch })
 }
@@ -106,74 +106,70 @@ fn invalid_json(message: String) -> BadRequest {
     BadRequest { code: "invalid_json", message }
 }
 
-/// What is wrong with one notification, and with which member of it, where it is one.
-struct BadMember {
-    code: &'static str,
-    member: Option<&'static str>,
-    what: String,
-}
+/// The place of a notification in its body, for error messages: its index in a batch, or `None` for a
+/// body that is one notification.
+#[derive(Clone, Copy)]
+struct Place(Option<usize>);
 
-impl BadMember {
-    fn new(member: &'static str, what: impl Into<String>) -> Self {
-        Self { code: "invalid_notification", member: Some(member), what: what.into() }
-    }
-
-    fn whole(code: &'static str, what: impl Into<String>) -> Self {
-        Self { code, member: None, what: what.into() }
-    }
-
-    fn into_answer(self, index: Option<usize>) -> BadRequest {
-        let place = match (index, self.member) {
-            (Some(index), Some(member)) => format!("notifications[{index}].{member}"),
-            (Some(index), None) => format!("notifications[{index}]"),
-            (None, Some(member)) => member.to_owned(),
-            (None, None) => "notification".to_owned(),
+impl Place {
+    /// An error of one member of the notification.
+    fn member(self, member: &str, what: impl fmt::Display) -> BadRequest {
+        let message = match self.0 {
+            Some(index) => format!("notifications[{index}].{member}: {what}"),
+            None => format!("{member}: {what}"),
         };
-        BadRequest { code: self.code, message: format!("{place}: {}", self.what) }
+        BadRequest { code: "invalid_notification", message }
+    }
+
+    /// An error of the whole notification.
+    fn whole(self, code: &'static str, what: impl fmt::Display) -> BadRequest {
+        let message = match self.0 {
+            Some(index) => format!("notifications[{index}]: {what}"),
+            None => format!("notification: {what}"),
+        };
+        BadRequest { code, message }
     }
 }
 
-fn parse_one(text: &str) -> Result<Delivery, BadMember> {
+fn parse_one(text: &str, place: Place) -> Result<Delivery, BadRequest> {
     let members: Members<'_> =
-        parse_object(text).map_err(|error| BadMember::whole("invalid_json", error.to_string()))?;
+        parse_object(text).map_err(|error| place.whole("invalid_json", error))?;
     let event = members
         .event
         .and_then(string)
-        .ok_or_else(|| BadMember::new("event", "expected a non-empty string"))?;
-    let target = members.target()?;
+        .ok_or_else(|| place.member("event", "expected a non-empty string"))?;
+    let target = members.target(place)?;
     let data = members.data.map_or("null", RawValue::get);
     notification(target, &event, data).map_err(|error| match error {
-        NotifyError::BadEvent => BadMember::new("event", error.to_string()),
-        NotifyError::TooLarge(_) => BadMember::whole("notification_too_large", error.to_string()),
-        NotifyError::BadUser(_) => BadMember::new("user_id", error.to_string()),
-        NotifyError::BadData(_) | NotifyError::HubGone(_) => {
-            BadMember::new("data", error.to_string())
-        }
+        NotifyError::BadEvent => place.member("event", error),
+        NotifyError::TooLarge(_) => place.whole("notification_too_large", error),
+        NotifyError::BadUser(_) => place.member("user_id", error),
+        NotifyError::BadData(_) | NotifyError::HubGone(_) => place.member("data", error),
     })
 }
 
 impl Members<'_> {
-    fn target(&self) -> Result<Target, BadMember> {
+    fn target(&self, place: Place) -> Result<Target, BadRequest> {
         let everyone = match self.broadcast.map(RawValue::get) {
             None | Some("false") => false,
             Some("true") => true,
-            Some(_) => return Err(BadMember::new("broadcast", "expected true")),
+            Some(_) => return Err(place.member("broadcast", "expected true")),
         };
         match (self.user_id, self.room, everyone) {
             (Some(raw), None, false) => Id::from_json(raw)
                 .map(Target::User)
-                .map_err(|error| BadMember::new("user_id", format!("{error} or an integer"))),
+                .map_err(|error| place.member("user_id", format!("{error} or an integer"))),
             (None, Some(raw), false) => string(raw)
                 .and_then(|name| Room::parse(&name).ok())
                 .map(Target::Room)
                 .ok_or_else(|| {
-                    BadMember::new(
+                    place.member(
                         "room",
                         "expected 1 to 128 of A-Z a-z 0-9 _ - . : and an id behind its prefix",
                     )
                 }),
             (None, None, true) => Ok(Target::Everyone),
-            _ => Err(BadMember::whole(
+            _ => Err(place.whole(
                 "invalid_notification",
                 "expected exactly one of user_id, room and \"broadcast\":true",
             )),

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub const PEER_HEADER: &str = "X-Realtime-Peer";
 /// Carries the number of the connection to the handlers, for their log lines; the gate alone sets it.
 pub const CONNECTION_HEADER: &str = "X-Realtime-Connection";
+/// Carries the user id of the token to the handlers; the gate alone sets it, once it has checked the token.
+pub const USER_HEADER: &str = "X-Realtime-User";
 
 /// A directory that only this user can enter, with the socket in it; removed when dropped.
 pub(crate) struct PrivateSocket {

@@ -3,7 +3,6 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +11,7 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::auth::Authorizer;
 use crate::auth::{Identity, TokenError, Verifier, bearer};
-use crate::config::AllowedOrigins;
+use crate::config::Config;
 use crate::gate::Upgrade;
 use crate::http::head::Version;
 use crate::http::response::refuse;
@@ -33,14 +32,10 @@ pub struct Handshake {
     pub authorizer: Arc<Authorizer>,
     /// Where places are reserved.
     pub hub: HubHandle,
-    /// `ALLOWED_ORIGINS`.
-    pub allowed_origins: AllowedOrigins,
     /// Counts refusals.
     pub counters: Counters,
-    /// `MAX_MESSAGE_SIZE`, for the readers.
-    pub max_message_bytes: usize,
-    /// For a refusal to be written.
-    pub write_timeout: Duration,
+    /// `ALLOWED_ORIGINS`, `WRITE_TIMEOUT` for refusals, `MAX_MESSAGE_SIZE` for the readers.
+    pub config: Arc<Config>,
     /// Tells connections of different instances apart: the first part of their ids.
     pub instance: String,
 }
@@ -50,7 +45,7 @@ impl Handshake {
     pub fn serve(&self, upgrade: Upgrade) {
         // The head and all that it took to judge it are gone before the long wait begins.
         if let Some((reader, early)) = self.admit(upgrade) {
-            reader.run(early, self.max_message_bytes);
+            reader.run(early, self.config.max_message_bytes);
         }
     }
 
@@ -60,7 +55,7 @@ impl Handshake {
         match self.judge(&head, number, peer) {
             Ok(admission) => self.switch(stream, admission).map(|reader| (reader, early)),
             Err(response) => {
-                refuse(&stream, &response, self.write_timeout);
+                refuse(&stream, &response, self.config.write_timeout);
                 None
             }
         }
@@ -71,7 +66,7 @@ impl Handshake {
         let accept =
             check_request(head).inspect_err(|_| refused.count(RefusalReason::BadRequest))?;
         let origin = head.header("origin");
-        if !self.allowed_origins.allows(origin) {
+        if !self.config.allowed_origins.allows(origin) {
             refused.count(RefusalReason::OriginNotAllowed);
             info!(conn = number, peer:%, origin; "origin refused");
             return Err(Response::error(403, "origin_not_allowed", "this origin may not connect"));
