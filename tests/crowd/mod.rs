@@ -12,7 +12,7 @@
 )]
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::ops::Range;
 use std::process::Command;
 use std::sync::Arc;
@@ -135,7 +135,11 @@ impl Link {
         while most > 0 && !self.ended {
             let part = most.min(scratch.len());
             match self.stream.read(&mut scratch[..part]) {
-                Ok(0) => self.ended = true,
+                Ok(0) => {
+                    self.ended = true;
+                    // The service waits for this, and browsers do it; a broken one needs it no more.
+                    let _ = self.stream.shutdown(Shutdown::Both);
+                }
                 Ok(length) => {
                     most -= length;
                     self.take(&scratch[..length], &mut on_text);
@@ -482,7 +486,8 @@ impl Flood {
         }
         self.next = now + self.pause;
         for sender in self.senders.clone() {
-            if crowd.has_sent(sender) && !crowd.has_ended(sender) {
+            let is_open = crowd.close_code(sender).is_none() && !crowd.has_ended(sender);
+            if is_open && crowd.has_sent(sender) {
                 crowd.send(sender, &self.message);
             }
         }
