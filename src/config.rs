@@ -222,7 +222,7 @@ pub struct Config {
     /// `RATE_LIMIT`, `RATE_BURST`.
     pub rate_limit: RateLimit,
     /// `RATE_BYTES`, default 64 KiB: bytes per second of one user, over all its connections; four times
-    /// that may come at once. 0 is off.
+    /// that may come at once, and one message in any case. 0 is off.
     pub rate_bytes: usize,
     /// `ROOM_RATE_BYTES`, default 1 MiB: bytes per second into one room, over all clients. 0 is off.
     pub room_rate_bytes: usize,
@@ -273,7 +273,6 @@ impl Config {
         let environments =
             [("development", Environment::Development), ("production", Environment::Production)];
         let environment = env.choice("ENVIRONMENT", environments)?;
-        let max_message_bytes = env.size("MAX_MESSAGE_SIZE", 64..=MAX_NOTIFICATION_BYTES)?;
         Ok(Self {
             bind: env.bind()?,
             jwt: env.jwt(secret, environment)?,
@@ -307,7 +306,7 @@ impl Config {
                 per_second: env.number("RATE_LIMIT", 0..=1_000_000)?,
                 burst: env.number("RATE_BURST", 1..=1_000_000)?,
             },
-            rate_bytes: env.rate_bytes(max_message_bytes)?,
+            rate_bytes: env.size("RATE_BYTES", 0..=1024 * MIB)?,
             room_rate_bytes: env.size("ROOM_RATE_BYTES", 0..=1024 * MIB)?,
             send_queue_frames: env.number("SEND_QUEUE_FRAMES", 1..=1_000_000)?,
             send_queue_bytes: env.size("SEND_QUEUE_BYTES", 1..=1024 * MIB)?,
@@ -316,7 +315,7 @@ impl Config {
             body_timeout: env.duration("BODY_TIMEOUT", 1..=3600)?,
             ping_interval: env.duration("PING_INTERVAL", 1..=3600)?,
             shutdown_timeout: env.duration("SHUTDOWN_TIMEOUT", 1..=3600)?,
-            max_message_bytes,
+            max_message_bytes: env.size("MAX_MESSAGE_SIZE", 64..=MAX_NOTIFICATION_BYTES)?,
             max_body_bytes: env.size("MAX_BODY_SIZE", KIB..=64 * MIB)?,
         })
     }

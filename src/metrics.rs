@@ -138,6 +138,8 @@ pub struct Counters {
     pub notify_requests: CountBy<NotifyResult>,
     /// Connections without a complete request head that made room for new ones.
     pub heads_evicted: Counter,
+    /// Messages of clients that were refused since their user was over its rate.
+    pub rate_limited: Counter,
 }
 
 impl Default for Counters {
@@ -146,6 +148,7 @@ impl Default for Counters {
             refused: CountBy::new("reason"),
             notify_requests: CountBy::new("result"),
             heads_evicted: Counter::default(),
+            rate_limited: Counter::default(),
         }
     }
 }
@@ -178,6 +181,11 @@ impl Metrics {
             "realtime_heads_evicted",
             "Connections without a complete request head that made room for new ones",
             counters.heads_evicted.clone(),
+        );
+        registry.register(
+            "realtime_rate_limited",
+            "Messages refused since their user was over its rate",
+            counters.rate_limited.clone(),
         );
         if let Some(stats) = authorizer.stats() {
             registry.register(
@@ -312,11 +320,41 @@ impl Out<'_> {
         )
     }
 
+    fn waiting(&mut self, stats: &Stats) -> fmt::Result {
+        for (name, help, value) in [
+            (
+                "realtime_waiting_backlogs",
+                "Backlogs that wait for a writer",
+                stats.waiting_backlogs,
+            ),
+            (
+                "realtime_waiting_publishers",
+                "Publishers with messages waiting",
+                stats.waiting_publishers,
+            ),
+            ("realtime_waiting_messages", "Messages that wait for a turn", stats.waiting_messages),
+            ("realtime_waiting_bytes", "Bytes that wait for the hub", stats.waiting_bytes),
+        ] {
+            self.gauge(name, help, value as f64)?;
+        }
+        self.counter(
+            "realtime_publishers_held_back",
+            "Times that a publisher waited since too much of it waited already",
+            stats.held_back,
+        )?;
+        self.counter(
+            "realtime_room_limited",
+            "Broadcasts refused since their room was over its rate",
+            stats.room_limited,
+        )
+    }
+
     fn stats(&mut self, stats: &Stats) -> fmt::Result {
         let by = |map: &std::collections::BTreeMap<&'static str, u64>| map.clone();
         self.gauge("realtime_connections", "Live connections", stats.connections as f64)?;
         self.gauge("realtime_rooms", "Rooms that have members", stats.rooms as f64)?;
         self.gauge("realtime_writers", "Writer threads", stats.writers as f64)?;
+        self.waiting(stats)?;
         self.counter("realtime_connects", "Connections that became live", stats.connects)?;
         self.counters(
             "realtime_disconnects",

@@ -91,7 +91,7 @@ fn only_admins_and_services_may_look() {
 
 #[test]
 fn connections_are_listed_by_room_and_user() {
-    let service = Service::with(&[("MAX_CONNECTIONS_PER_USER", "0")]);
+    let service = Service::with(&[("MAX_CONNECTIONS_PER_USER", "0"), ("RATE_LIMIT", "0")]);
     let clients: Vec<_> = (0..120)
         .map(|n| {
             let mut client = service.client(if n < 3 { "few" } else { "many" }, "client");

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::{Client, Service, full_size, read_to_end, until};
+use support::{Client, Service, full_size, read_to_end, token, until};
 
 /// Frames on their way at most: those that the slowest healthy member has not received.
 const IN_FLIGHT: usize = 64;
@@ -105,6 +105,13 @@ fn notify_until(service: &Service, room: &str, mut done: impl FnMut() -> bool) {
     });
 }
 
+/// Frames that wait for a writer of this user's connection.
+fn backlog(service: &Service, user: &str) -> u64 {
+    let path = format!("/admin/clients?user={user}");
+    let list = service.http("GET", &path, Some(&token("ops", "admin")), "").json();
+    list["connections"][0]["backlog"].as_u64().unwrap_or(0)
+}
+
 #[test]
 fn a_full_queue_is_cut_within_write_timeout_and_a_second() {
     let service = Service::with(&[("WRITE_TIMEOUT", "2s")]);
@@ -112,8 +119,8 @@ fn a_full_queue_is_cut_within_write_timeout_and_a_second() {
         let seen = service.log().len();
         let mut stalled = service.narrow_client("stalled");
         stalled.join("lobby");
-        // A writer works on a backlog that is within the queue's limits.
-        notify_until(service, "lobby", || service.threads_named("writer-") == 1);
+        // A backlog that is within the queue's limits.
+        notify_until(service, "lobby", || backlog(service, "stalled") > 0);
         let full = Instant::now();
         let cut = || service.log()[seen..].iter().any(|line| line.contains("slow consumer"));
         until("the slow consumer is cut", cut);
@@ -132,7 +139,7 @@ fn one_byte_now_and_then_is_too_little() {
     let before = service.at_rest();
     let mut trickle = service.narrow_client("trickle");
     trickle.join("lobby");
-    notify_until(&service, "lobby", || service.threads_named("writer-") == 1);
+    notify_until(&service, "lobby", || backlog(&service, "trickle") > 0);
     let full = Instant::now();
     let pause = Duration::from_millis(if full_size() { 1000 } else { 200 });
     until("it is cut", || {
@@ -184,8 +191,8 @@ fn many_that_read_nothing_at_once_hold_little() {
             log[seen..].iter().filter(|line| line.contains("slow consumer")).count()
         };
         until("all are cut", || cut() == peers);
-        until("one thread is left", || {
-            service.threads_named("conn-") == 1 && service.threads_named("writer-") == 0
+        until("one connection and one writer are left", || {
+            service.threads_named("conn-") == 1 && service.threads_named("writer-") == 1
         });
         reading.assert_quiet();
         drop(stalled);
@@ -207,16 +214,32 @@ fn tcp_memory_kib(service: &Service) -> u64 {
 }
 
 #[test]
-fn when_all_writers_are_taken_the_next_is_cut_at_once() {
+fn stalled_peers_do_not_keep_the_only_writer_from_one_that_reads() {
     let service = Service::with(&[("MAX_WRITERS", "1"), ("WRITE_TIMEOUT", "10s")]);
     let before = service.at_rest();
-    let clients = ["a", "b"].map(|user| {
+    let stalled = ["a", "b"].map(|user| {
         let mut client = service.narrow_client(user);
         client.join("lobby");
         client
     });
-    let no_writer = || service.log().iter().any(|line| line.contains("no writer left"));
-    notify_until(&service, "lobby", no_writer);
-    drop(clients);
+    let mut reading = service.narrow_client("reading");
+    reading.join("lobby");
+    let mut sent = 0;
+    notify_until(&service, "lobby", || {
+        sent += 1;
+        ["a", "b", "reading"].iter().all(|user| backlog(&service, user) > 0)
+    });
+    let start = Instant::now();
+    for _ in 0..sent {
+        assert!(reading.text().contains("filler"));
+    }
+    println!("{sent} notifications of 60 kB beside two stalled peers in {:?}", start.elapsed());
+    let is_cut = || service.log().iter().any(|line| line.contains("slow consumer"));
+    assert!(!is_cut(), "the only writer waited for a stalled peer");
+    until("the stalled are cut by their clock", || {
+        service.log().iter().filter(|line| line.contains("slow consumer")).count() == 2
+    });
+    reading.assert_quiet();
+    drop((stalled, reading));
     service.assert_recovers(before);
 }

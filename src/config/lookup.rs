@@ -209,16 +209,6 @@ impl Lookup<'_> {
             }
         }
     }
-
-    /// Four times the rate may come at once, and the largest message must fit into that.
-    pub(super) fn rate_bytes(&self, max_message_bytes: usize) -> Result<usize, ConfigError> {
-        let least = max_message_bytes.div_ceil(4);
-        let expected =
-            format!("0, or bytes, 8KiB, 1MiB, at least {least}, a quarter of MAX_MESSAGE_SIZE");
-        self.parse("RATE_BYTES", &expected, |v| {
-            parse_size(v).filter(|rate| *rate == 0 || (least..=1024 * MIB).contains(rate))
-        })
-    }
 }
 
 pub(super) fn parse_origins(value: &str) -> Option<AllowedOrigins> {

@@ -456,6 +456,7 @@ impl Hub {
         };
         connection.outbox.append(frame);
         connection.state = State::Closing;
+        connection.ignore();
         connection.reason = Some(DisconnectReason::Closed(close));
         self.connections.mark_dirty(key);
         self.leave_all(key);
@@ -475,6 +476,7 @@ impl Hub {
         }
         connection.outbox.clear();
         connection.state = State::Aborted;
+        connection.ignore();
         connection.reason.get_or_insert(reason);
         self.leave_all(key);
     }
@@ -690,6 +692,12 @@ impl Hub {
 }
 
 impl Connection {
+    fn ignore(&self) {
+        if let Some(socket) = &self.socket {
+            socket.activity().ignore();
+        }
+    }
+
     fn shut_write(&self) {
         if let Some(socket) = &self.socket {
             socket.shutdown(std::net::Shutdown::Write);

@@ -59,6 +59,8 @@ impl Hub {
             waiting_backlogs: self.outlets.writers.waiting() as u64,
             waiting_publishers: publishers as u64,
             waiting_messages: messages as u64,
+            waiting_bytes: self.budget().bytes() as u64,
+            held_back: self.budget().held_back(),
             ..self.stats.clone()
         }
     }

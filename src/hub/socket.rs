@@ -41,7 +41,7 @@ pub trait Socket: Send + Sync {
     fn activity(&self) -> &Activity;
 }
 
-/// What a reader tells the hub about its peer, without a message.
+/// What a reader and the hub tell each other about the peer, without a message.
 #[derive(Debug)]
 pub struct Activity {
     /// Last byte from the peer; [`Moment::NEVER`] while the reader waits for the backend, so that
@@ -49,9 +49,21 @@ pub struct Activity {
     pub last_byte: AtomicMoment,
     /// Start of a message that is not complete yet; [`Moment::NEVER`] when there is none.
     pub unfinished_since: AtomicMoment,
+    is_ignored: AtomicBool,
 }
 
 impl Activity {
+    /// From now on the hub ignores what the connection says, since it closes it or has cut it.
+    pub fn ignore(&self) {
+        self.is_ignored.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the hub ignores what the connection says: nothing that the reader still waits for or has
+    /// to read is of use.
+    pub fn is_ignored(&self) -> bool {
+        self.is_ignored.load(Ordering::Relaxed)
+    }
+
     /// Stops the peer's clocks while nothing is read, until the guard is dropped: neither a ping is due,
     /// nor the rest of a message.
     pub fn rest(&self) -> Rest<'_> {
@@ -83,6 +95,7 @@ impl Default for Activity {
         Self {
             last_byte: AtomicMoment::new(Moment::now()),
             unfinished_since: AtomicMoment::new(Moment::NEVER),
+            is_ignored: AtomicBool::new(false),
         }
     }
 }

@@ -23,6 +23,10 @@ pub struct Stats {
     pub waiting_publishers: u64,
     /// Messages that wait for their publisher's turn.
     pub waiting_messages: u64,
+    /// Bytes that wait for the hub in all.
+    pub waiting_bytes: u64,
+    /// How often a publisher had to wait since too much of it waited already.
+    pub held_back: u64,
     /// Broadcasts refused since their room was over `ROOM_RATE_BYTES`.
     pub room_limited: u64,
     /// Connections that became live.
@@ -50,6 +54,8 @@ impl Default for Stats {
             waiting_backlogs: 0,
             waiting_publishers: 0,
             waiting_messages: 0,
+            waiting_bytes: 0,
+            held_back: 0,
             room_limited: 0,
             connects: 0,
             disconnects: BTreeMap::new(),

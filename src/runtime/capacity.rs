@@ -1,5 +1,4 @@
-//! What the system allows, and how many connections and writers that leaves (DESIGN section 1,
-//! "Capacity").
+//! What the system allows, and how many connections and writers that leaves (docs/ARCHITECTURE.md).
 //!
 //! Past `max_map_count` a new thread can abort the whole process, so the service lowers its own limits
 //! at the start instead of meeting the system's later.

@@ -1,5 +1,4 @@
-//! Request head → token → identity → place in the hub → 101, or a refusal (DESIGN sections 1, 3; RFC
-//! 6455 section 4.2).
+//! Request head → token → identity → place in the hub → 101, or a refusal (RFC 6455 section 4.2).
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -125,6 +124,7 @@ impl Handshake {
             identity,
             socket,
             authorizer: Arc::clone(&self.authorizer),
+            rate_limited: self.counters.rate_limited.clone(),
         })
     }
 }

@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use log::info;
+use prometheus_client::metrics::counter::Counter;
 use time::OffsetDateTime;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Error, Message, WebSocket, error::ProtocolError};
@@ -43,12 +44,16 @@ pub struct Reader {
     pub socket: Arc<TcpSocket>,
     /// Who may join what.
     pub authorizer: Arc<Authorizer>,
+    /// Counts messages over the rate.
+    pub rate_limited: Counter,
 }
 
 /// Why reading stops.
 enum ReadEnd {
     /// Nothing will come any more.
     Gone,
+    /// The hub closes the connection: what the peer still sends is drained.
+    Ignored,
     /// The hub is to send this Close; what the peer still sends is drained.
     Close(Close),
 }
@@ -63,9 +68,12 @@ impl Reader {
     /// Reads until the stream ends, and tells the hub so. `early` is what came behind the request head; a
     /// message has at most `message_bytes`.
     pub fn run(self, early: Vec<u8>, message_bytes: usize) {
-        if let ReadEnd::Close(close) = self.read(early, message_bytes)
-            && self.publisher.close(close).is_ok()
-        {
+        let is_closing = match self.read(early, message_bytes) {
+            ReadEnd::Gone => false,
+            ReadEnd::Ignored => true,
+            ReadEnd::Close(close) => self.publisher.close(close).is_ok(),
+        };
+        if is_closing {
             self.drain();
         }
     }
@@ -91,8 +99,10 @@ impl Reader {
                 Ok(Message::Close(frame)) => Err(echo_of(frame.as_ref())),
                 Err(error) => Err(end_of(&error)),
             };
-            if let Err(end) = handled {
-                return end;
+            match handled {
+                Ok(()) if self.socket.activity().is_ignored() => return ReadEnd::Ignored,
+                Ok(()) => {}
+                Err(end) => return end,
             }
         }
     }
@@ -103,6 +113,7 @@ impl Reader {
         match rate.take(self.publisher.rates(), uptime(), bytes) {
             RateDecision::Pass => {}
             RateDecision::Refuse { tell } => {
+                self.rate_limited.inc();
                 // Who asked with an id waits for the answer.
                 let id = text.ok().and_then(MessageId::of);
                 let answers = tell || id.is_some();
@@ -154,7 +165,7 @@ impl Reader {
 
     /// While the backend is asked nothing is read, so the peer's clocks rest.
     fn may_join(&self, room: &Room) -> Verdict {
-        let give_up = || self.socket.is_aborted();
+        let give_up = || self.socket.activity().is_ignored();
         let clocks = (!self.authorizer.is_local()).then(|| self.socket.activity().rest());
         let verdict = self.authorizer.may_join(&self.identity, room, give_up);
         drop(clocks);
@@ -218,7 +229,7 @@ pub fn follow(
     };
     match end {
         ReadEnd::Close(close) => Some(close),
-        ReadEnd::Gone => None,
+        ReadEnd::Gone | ReadEnd::Ignored => None,
     }
 }
 

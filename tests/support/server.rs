@@ -38,9 +38,9 @@ impl Service {
         let base =
             [("JWT_SECRET", SECRET), ("PORT", "0"), ("BIND_ADDR", "127.0.0.1"), ("REDIS_ADDR", "")];
         command.envs(base);
-        // Who lifts the rate of messages means that of their bytes too.
+        // Who lifts the rate of messages means those of their bytes too.
         if settings.contains(&("RATE_LIMIT", "0")) {
-            command.env("RATE_BYTES", "0");
+            command.envs([("RATE_BYTES", "0"), ("ROOM_RATE_BYTES", "0")]);
         }
         command.envs(settings.iter().copied());
         command
