@@ -156,7 +156,7 @@ fn every_bad_setting_is_named_with_its_value_and_what_is_expected() {
         ("MAX_WRITERS", "many"),
         ("RATE_LIMIT", "1.5"),
         ("RATE_BURST", "0"),
-        ("RATE_BYTES", "1"),
+        ("RATE_BYTES", "64kB"),
         ("ROOM_RATE_BYTES", "-1"),
         ("SEND_QUEUE_FRAMES", "0"),
         ("SEND_QUEUE_BYTES", "1GB"),
