@@ -11,7 +11,7 @@
 //! client ─TCP─▶ gate ──▶ one thread per connection
 //!                         │ reads the request head
 //!                         ├─ GET /ws ─▶ handshake ─▶ reader ──events──▶ hub ──frames──▶ socket
-//!                         │                                             ▲ │    (writer thread, when
+//!                         │                                             ▲ │    (by a writer, when
 //!                         └─ anything else ─▶ tiny_http ─▶ rest ─events─┘ │     the socket is full)
 //!                                                                         ▼
 //!                            Redis ──PSUBSCRIBE──▶ bridge ──events──▶ hub ──▶ bridge ──PUBLISH──▶ Redis
@@ -20,11 +20,11 @@
 //! # Invariants
 //!
 //! 1. The hub thread alone owns users, rooms and memberships.
-//! 2. The hub never blocks.
-//! 3. One party at a time writes to a socket: the hub, or the connection's writer while it has a backlog.
+//! 2. The hub never blocks, and nobody blocks on its channel: a publisher waits for its own allowance.
+//! 3. One party at a time writes to a socket: the hub, or one of the writers while there is a backlog.
 //! 4. Every thread has a name and an owner that waits for it, with a deadline, at the shutdown.
 //! 5. Nothing that a peer sends, or fails to send or to read, costs more than a bounded amount of memory,
-//!    or delays anyone else.
+//!    or delays anyone else by more than its turn.
 //!
 //! # Delivery
 //!
