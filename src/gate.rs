@@ -91,7 +91,7 @@ impl Gate {
         rest: RestParts,
         upgrade: OnUpgrade,
     ) -> io::Result<Self> {
-        let listener = Arc::new(listen(config.bind)?);
+        let listener = Arc::new(listen(&config)?);
         let addr = listener.local_addr()?;
         let (socket, private) = PrivateSocket::bind()?;
         let path = socket.path().to_owned();
@@ -166,12 +166,16 @@ impl Drop for Gate {
 }
 
 /// The options are set before listening: accepted sockets inherit them without a call each.
-fn listen(bind: SocketAddr) -> io::Result<TcpListener> {
+fn listen(config: &Config) -> io::Result<TcpListener> {
+    let bind = config.bind;
     let socket = Socket::new(Domain::for_address(bind), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_send_buffer_size(SOCKET_SEND_BUFFER_BYTES)?;
     socket.set_recv_buffer_size(SOCKET_RECEIVE_BUFFER_BYTES)?;
     socket.set_tcp_nodelay(true)?;
+    // What a peer that vanished did not acknowledge is the kernel's no longer than the hub would wait for
+    // a sign of life, also when the socket is closed.
+    socket.set_tcp_user_timeout(Some(config.ping_interval.saturating_mul(2)))?;
     socket.bind(&bind.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())

@@ -63,13 +63,28 @@ pub(super) struct Pool {
     /// `None` stands for a broken one, replaced when it is borrowed.
     free: Receiver<Option<UnixStream>>,
     give_back: Sender<Option<UnixStream>>,
+    /// A turn for each request with a body that may be on its way: one less than there are connections.
+    turns: (Sender<()>, Receiver<()>),
+}
+
+/// A turn of [`Pool::turn`]; given back when dropped.
+pub(super) struct Turn<'a>(&'a Pool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.turns.0.try_send(());
+    }
 }
 
 impl Pool {
     /// Connects all of them.
     pub(super) fn connect(path: &Path) -> io::Result<Self> {
         let (give_back, free) = bounded(REST_CONNECTIONS);
-        let pool = Self { path: path.into(), free, give_back };
+        let pool =
+            Self { path: path.into(), free, give_back, turns: bounded(REST_CONNECTIONS - 1) };
+        for _ in 1..REST_CONNECTIONS {
+            let _ = pool.turns.0.try_send(());
+        }
         for _ in 0..REST_CONNECTIONS {
             let stream = pool.open()?;
             // As many places as connections.
@@ -90,6 +105,18 @@ impl Pool {
         Ok(stream)
     }
 
+    /// What a request with a body needs besides a connection: a notification waits for its turn in the hub,
+    /// and shall not keep all connections from probes and scrapes.
+    ///
+    /// # Errors
+    /// The 503 for the peer.
+    pub(super) fn turn(&self) -> Result<Turn<'_>, Response> {
+        match self.turns.1.recv_timeout(BORROW_TIMEOUT) {
+            Ok(()) => Ok(Turn(self)),
+            Err(_) => Err(busy()),
+        }
+    }
+
     /// Sends a request and reads its response whole; the connection is free again before a byte of it
     /// goes to the peer. A request is not sent twice: the handler may have acted on it.
     ///
@@ -101,7 +128,7 @@ impl Pool {
         to_head_request: bool,
     ) -> Result<RestResponse, Response> {
         let Ok(free) = self.free.recv_timeout(BORROW_TIMEOUT) else {
-            return Err(Response::unavailable("all REST handlers are busy"));
+            return Err(busy());
         };
         let mut borrowed = Borrowed { pool: self, stream: None };
         let mut stream = free.map_or_else(|| self.open(), Ok).map_err(|error| failed(&error))?;
@@ -110,6 +137,10 @@ impl Pool {
         borrowed.stream = Some(stream);
         Ok(response)
     }
+}
+
+fn busy() -> Response {
+    Response::unavailable("all REST handlers are busy")
 }
 
 fn failed(error: &io::Error) -> Response {

@@ -240,11 +240,15 @@ impl Requests<'_> {
             return Err(shutting_down().into());
         }
         let mut held = HeldBody::new(&self.context.body_bytes);
+        let mut turn = None;
         if let Some(length) = length.filter(|length| *length > 0) {
             self.continue_if_expected(head, incoming)?;
             self.read_body(incoming, length, &mut request, &mut held)?;
+            turn = Some(self.context.pool.turn()?);
         }
-        Ok(self.context.pool.exchange(request, head.method() == "HEAD")?)
+        let response = self.context.pool.exchange(request, head.method() == "HEAD");
+        drop(turn);
+        Ok(response?)
     }
 
     /// `100 Continue` (RFC 9110, section 10.1.1), where it is expected and the body is not there

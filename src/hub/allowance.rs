@@ -17,7 +17,7 @@ pub const ALL_BYTES: usize = 64 * MIB;
 pub const PUBLISHER_MESSAGES: usize = 1024;
 /// Bytes of one publisher that may wait.
 pub const PUBLISHER_BYTES: usize = MIB / 4;
-/// Part of what is left of [`ALL_BYTES`] that one publisher may take: however many take as much as they may,
+/// Part of what is left of [`ALL_BYTES`] that one user may take: however many take as much as they may,
 /// something is left for the next (the dynamic threshold of Choudhury and Hahne, 1998).
 const PART_OF_FREE: usize = 8;
 /// What a message takes besides its bytes: its place in the queue.
@@ -40,6 +40,7 @@ pub struct Allowance {
     budget: Arc<Budget>,
     most_messages: usize,
     most_bytes: usize,
+    part_of_free: usize,
     messages: AtomicUsize,
     bytes: AtomicUsize,
     /// Threads that wait in [`Self::take`].
@@ -72,15 +73,19 @@ impl Budget {
 impl Allowance {
     /// With the bounds of a user.
     pub fn of_user(budget: Arc<Budget>) -> Self {
-        Self::new(budget, PUBLISHER_MESSAGES, PUBLISHER_BYTES)
+        Self {
+            part_of_free: PART_OF_FREE,
+            ..Self::new(budget, PUBLISHER_MESSAGES, PUBLISHER_BYTES)
+        }
     }
 
-    /// With these bounds.
+    /// With these bounds, as far as all together have room.
     pub fn new(budget: Arc<Budget>, most_messages: usize, most_bytes: usize) -> Self {
         Self {
             budget,
             most_messages,
             most_bytes,
+            part_of_free: 1,
             messages: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             blocked: AtomicUsize::new(0),
@@ -121,7 +126,7 @@ impl Allowance {
         let messages = self.messages.fetch_add(1, Ordering::SeqCst);
         let own = self.bytes.fetch_add(cost, Ordering::SeqCst);
         let all = self.budget.bytes.fetch_add(cost, Ordering::SeqCst);
-        let most = self.most_bytes.min(self.budget.free() / PART_OF_FREE);
+        let most = self.most_bytes.min(self.budget.free() / self.part_of_free);
         let fits_own =
             messages == 0 || (messages < self.most_messages && own.saturating_add(cost) <= most);
         if fits_own && all.saturating_add(cost) <= ALL_BYTES {

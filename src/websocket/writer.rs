@@ -17,7 +17,7 @@ use log::debug;
 
 use crate::config::CONNECTION_STACK_BYTES;
 use crate::hub::socket::SEND_TIMEOUT;
-use crate::hub::{Drained, Event, HubHandle, Step, WriterJob, Writers};
+use crate::hub::{ConnectionKey, Drained, Event, HubHandle, Step, WriterJob, Writers};
 use crate::runtime::threads::Threads;
 
 /// How long a writer serves one socket while other backlogs wait.
@@ -120,7 +120,17 @@ impl Pool {
     }
 
     fn run(self: &Arc<Self>) {
-        while let Some(job) = self.next() {
+        let mut running = Running { pool: self, is_counted: true };
+        loop {
+            let job = match self.next() {
+                Woken::Backlog(job) => job,
+                Woken::Idle if self.leave_unless_last() => {
+                    running.is_counted = false;
+                    return;
+                }
+                Woken::Idle => continue,
+                Woken::Stopped => return,
+            };
             if self.waiting() > 0
                 && self.idle.load(Ordering::Acquire) == 0
                 && let Err(error) = self.start_writer()
@@ -131,32 +141,11 @@ impl Pool {
         }
     }
 
-    /// The next backlog; `None` when this writer shall end.
-    fn next(&self) -> Option<WriterJob> {
-        loop {
-            let job = self.ready.1.try_recv().or_else(|_| self.stalled.1.try_recv());
-            if let Ok(job) = job {
-                return Some(job);
-            }
-            match self.wait() {
-                Woken::Backlog(job) => return Some(job),
-                Woken::Idle => {
-                    let one_less = |running| (running > 1).then_some(running - 1);
-                    let left =
-                        self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less);
-                    if left.is_ok() {
-                        return None;
-                    }
-                }
-                Woken::Stopped => {
-                    self.running.fetch_sub(1, Ordering::AcqRel);
-                    return None;
-                }
-            }
+    /// The next backlog, or why there is none.
+    fn next(&self) -> Woken {
+        if let Ok(job) = self.ready.1.try_recv().or_else(|_| self.stalled.1.try_recv()) {
+            return Woken::Backlog(job);
         }
-    }
-
-    fn wait(&self) -> Woken {
         let backlog = |job: Result<WriterJob, _>| job.map_or(Woken::Stopped, Woken::Backlog);
         self.idle.fetch_add(1, Ordering::AcqRel);
         let woken = select! {
@@ -169,13 +158,19 @@ impl Pool {
         woken
     }
 
+    /// Of several writers that want to end at once, the last stays.
+    fn leave_unless_last(&self) -> bool {
+        let one_less = |running| (running > 1).then_some(running - 1);
+        self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok()
+    }
+
     /// Drains a backlog, or for a turn when others wait.
     fn serve(&self, mut job: WriterJob) {
         let began = Instant::now();
         let mut took_something = false;
-        let WriterJob { key, socket, drain } = &mut job;
-        let drained = drain.run(|bytes| {
-            let sent = match socket.send(bytes) {
+        let mut report = Report { hub: &self.hub, key: job.key, broken: Some(true) };
+        let drained = job.drain.run(|bytes| {
+            let sent = match job.socket.send(bytes) {
                 Ok(sent) => sent,
                 Err(error) if is_passing(&error) => 0,
                 Err(error) => return Err(error),
@@ -184,17 +179,45 @@ impl Pool {
             let is_over = sent == 0 || began.elapsed() >= TURN;
             Ok(if is_over && self.waiting() > 0 { Step::Pause(sent) } else { Step::Sent(sent) })
         });
-        let broken = match drained {
-            Ok(Drained::All | Drained::Abandoned) => false,
+        report.broken = match drained {
+            Ok(Drained::All | Drained::Abandoned) => Some(false),
             Ok(Drained::Paused) => {
                 let queue = if took_something { &self.ready } else { &self.stalled };
                 let _ = queue.0.send(job);
-                return;
+                None
             }
-            Err(_) => true,
+            Err(_) => Some(true),
         };
-        // The hub outlives its writers, except when it fails; then no one counts them.
-        let _ = self.hub.send(Event::WriterEnded { key: *key, broken });
+    }
+}
+
+/// Counts a writer out, also when it panics.
+struct Running<'a> {
+    pool: &'a Pool,
+    is_counted: bool,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if self.is_counted {
+            self.pool.running.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Tells the hub that a writer has done with a backlog, also when it panics; `None` when it is given back.
+struct Report<'a> {
+    hub: &'a HubHandle,
+    key: ConnectionKey,
+    broken: Option<bool>,
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        if let Some(broken) = self.broken {
+            // The hub outlives its writers, except when it fails; then no one counts them.
+            let _ = self.hub.send(Event::WriterEnded { key: self.key, broken });
+        }
     }
 }
 
