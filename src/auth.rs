@@ -102,28 +102,12 @@ fn has_dot_segment(room: &Room) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::time::SystemTime;
-
+    use super::rules::tests::{identity, room};
     use super::*;
     use crate::protocol::Id;
 
-    /// User 1, seller 2, client 3.
-    fn identity(role: &str) -> Identity {
-        Identity {
-            user_id: Id::parse("1").unwrap(),
-            role: role.into(),
-            seller_id: Some(Id::parse("2").unwrap()),
-            client_id: Some(Id::parse("3").unwrap()),
-            expires_at: SystemTime::UNIX_EPOCH,
-        }
-    }
-
     fn never() -> bool {
         false
-    }
-
-    fn room(name: &str) -> Room {
-        Room::parse(name).unwrap()
     }
 
     #[test]

@@ -11,8 +11,10 @@ mod connection;
 mod core;
 pub mod event;
 mod groups;
+mod handle;
 mod listing;
 mod outbox;
+mod query;
 pub mod rates;
 mod room_rates;
 mod rooms;
@@ -27,13 +29,15 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use crossbeam_channel::RecvTimeoutError;
 
+pub use allowance::HubGone;
 pub use backlog::{Drain, Drained, Step};
 pub use connection::DisconnectReason;
 pub use core::Hub;
 pub use event::{
-    Broadcast, ConnectionKey, Counts, Delivery, Event, HubGone, HubHandle, ListQuery,
-    ListedConnection, Listing, Notify, Publisher, PublisherName, Refusal, Said, Target,
+    Broadcast, ConnectionKey, Delivery, Event, Notify, PublisherName, Refusal, Said, Target,
 };
+pub use handle::{HubHandle, Publisher};
+pub use query::{Counts, ListQuery, ListedConnection, Listing};
 use socket::Socket;
 pub use stats::{Buckets, Stats};
 

@@ -177,16 +177,20 @@ impl Metrics {
             "Requests to /api/notify",
             counters.notify_requests.family(),
         );
-        registry.register(
-            "realtime_heads_evicted",
-            "Connections without a complete request head that made room for new ones",
-            counters.heads_evicted.clone(),
-        );
-        registry.register(
-            "realtime_rate_limited",
-            "Messages refused since their user was over its rate",
-            counters.rate_limited.clone(),
-        );
+        for (name, help, counter) in [
+            (
+                "realtime_heads_evicted",
+                "Connections without a complete request head that made room for new ones",
+                &counters.heads_evicted,
+            ),
+            (
+                "realtime_rate_limited",
+                "Messages refused since their user was over its rate",
+                &counters.rate_limited,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
         if let Some(stats) = authorizer.stats() {
             registry.register(
                 "realtime_authorization_calls",

@@ -224,7 +224,7 @@ fn start_hub(
     let writers = WriterPool::start(config.max_writers, threads.clone(), hub.clone())
         .map_err(failed("start a writer"))?;
     let outlets = Outlets { publish: publish_to(bridge), writers: Box::new(writers) };
-    let core = Hub::new(Arc::clone(config), hub.clone(), outlets);
+    let core = Hub::new(Arc::clone(config), &hub, outlets);
     threads
         .spawn_batch("hub", move || hub::run(core, &queue))
         .map_err(failed("start the hub's thread"))?;

@@ -118,7 +118,7 @@ impl Instance {
                 Err(_) => ControlFlow::Break(()),
             }))
             .unwrap();
-        let core = Hub::new(Arc::new(Config::new("secret")), hub.clone(), outlets);
+        let core = Hub::new(Arc::new(Config::new("secret")), &hub, outlets);
         Self { hub, bridge, threads, asleep: Some((core, queue)) }
     }
 
@@ -135,8 +135,7 @@ impl Instance {
             client_id: None,
             expires_at: SystemTime::now() + Duration::from_secs(3600),
         });
-        let reserve = |reply| Event::Reserve { identity, number: 1, reply };
-        let publisher = self.hub.ask(reserve).unwrap().unwrap();
+        let publisher = self.hub.reserve(identity, 1).unwrap();
         let (frames, received) = unbounded();
         let socket = Arc::new(Peer { frames, activity: Activity::default() });
         publisher.register(socket, Bytes::new()).unwrap();

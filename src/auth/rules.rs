@@ -29,13 +29,13 @@ pub fn permits(policy: RoomPolicy, identity: &Identity, room: &Room) -> bool {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
+pub(super) mod tests {
     use std::time::SystemTime;
 
     use super::*;
 
     /// User 1, seller 2, client 3.
-    fn identity(role: &str) -> Identity {
+    pub(in crate::auth) fn identity(role: &str) -> Identity {
         Identity {
             user_id: Id::parse("1").unwrap(),
             role: role.into(),
@@ -45,7 +45,7 @@ mod tests {
         }
     }
 
-    fn room(name: &str) -> Room {
+    pub(in crate::auth) fn room(name: &str) -> Room {
         Room::parse(name).unwrap()
     }
 

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::event::HubGone;
 use crate::config::MIB;
 
 /// Bytes that may wait for the hub in all.
@@ -24,6 +23,11 @@ const PART_OF_FREE: usize = 8;
 const MESSAGE_BYTES: usize = 128;
 /// How often who waits looks again, for the sake of what others give back, or the hub's end.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The hub's thread has ended: the service is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the hub has ended")]
+pub struct HubGone;
 
 /// What waits for the hub in all.
 #[derive(Debug, Default)]

@@ -10,14 +10,14 @@ use bytes::Bytes;
 use log::info;
 use slotmap::SlotMap;
 
-use super::allowance::Budget;
+use super::allowance::{Allowance, Budget};
 use super::batch::{FrameBatch, FrameNumber};
 use super::connection::{Audience, Clocks, Connection, DisconnectReason, Due, State};
 use super::event::{
-    Broadcast, ConnectionKey, Delivery, Event, HubHandle, Notify, Publisher, PublisherName,
-    Refusal, Said, Target,
+    Broadcast, ConnectionKey, Delivery, Event, Notify, Place, PublisherName, Refusal, Said, Target,
 };
 use super::groups::Groups;
+use super::handle::HubHandle;
 use super::outbox::{BacklogLimits, Flush};
 use super::rates::{Pace, UserLimits};
 use super::room_rates::RoomRates;
@@ -45,8 +45,9 @@ const TOLD_EVERY: Duration = Duration::from_secs(1);
 pub struct Hub {
     pub(super) config: Arc<Config>,
     pub(super) outlets: Outlets,
-    /// For connections, whose [`Publisher`] it goes into, and for what waits in all.
-    handle: HubHandle,
+    budget: Arc<Budget>,
+    /// Where what came through the broker is given back.
+    broker: Arc<Allowance>,
     pub(super) connections: Connections,
     pub(super) rooms: Rooms,
     pub(super) audiences: Groups<Audience>,
@@ -116,7 +117,7 @@ impl Connections {
 
 impl Hub {
     /// An empty hub, whose events come through `handle`.
-    pub fn new(config: Arc<Config>, handle: HubHandle, outlets: Outlets) -> Self {
+    pub fn new(config: Arc<Config>, handle: &HubHandle, outlets: Outlets) -> Self {
         let limits = UserLimits {
             messages: Pace::messages(config.rate_limit),
             bytes: Pace::user_bytes(config.rate_bytes as u64),
@@ -126,7 +127,8 @@ impl Hub {
             room_rates: RoomRates::new(config.room_rate_bytes),
             config,
             outlets,
-            handle,
+            budget: Arc::clone(handle.budget()),
+            broker: Arc::clone(handle.broker()),
             connections: Connections::default(),
             rooms: Rooms::default(),
             audiences: Groups::default(),
@@ -216,7 +218,7 @@ impl Hub {
 
     /// What waits for the hub in all.
     pub(super) fn budget(&self) -> &Arc<Budget> {
-        self.handle.budget()
+        &self.budget
     }
 
     /// Publishers that wait, and what they have queued.
@@ -246,7 +248,7 @@ impl Hub {
                 (cost, Some(Work::Notify { waiting, counts, reply }))
             }
             Work::Remote(delivery) => {
-                self.handle.broker().give_back(delivery.frame.len());
+                self.broker.give_back(delivery.frame.len());
                 (self.deliver(&delivery.target, delivery.frame).max(1), None)
             }
         }
@@ -318,7 +320,7 @@ impl Hub {
         self.flush();
     }
 
-    fn reserve(&mut self, identity: Arc<Identity>, number: u64) -> Result<Publisher, Refusal> {
+    fn reserve(&mut self, identity: Arc<Identity>, number: u64) -> Result<Place, Refusal> {
         if self.shutting_down {
             return Err(Refusal::ShuttingDown);
         }
@@ -332,7 +334,7 @@ impl Hub {
         let connection = Connection::reserved(number, identity, Arc::clone(&share));
         let key = self.connections.slots.insert(connection);
         self.listen(key, user);
-        Ok(Publisher::new(key, self.handle.clone(), share))
+        Ok(Place { key, share })
     }
 
     fn register(&mut self, key: ConnectionKey, socket: Arc<dyn Socket>, response: Bytes) {

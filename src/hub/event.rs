@@ -2,26 +2,18 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use slotmap::new_key_type;
 
-use super::allowance::{Allowance, Budget};
-use super::rates::UserRates;
+use super::query::{Counts, ListQuery, Listing};
 use super::socket::Socket;
 use super::stats::Stats;
 use super::users::UserShare;
 use crate::auth::Identity;
-use crate::config::MIB;
 use crate::protocol::close::Close;
 use crate::protocol::{ErrorCode, Id, MessageId, Room};
-use crate::runtime::channel::{Sender, bounded};
-
-/// Messages of the broker that may wait for the hub.
-const BROKER_MESSAGES: usize = 10_000;
-/// Bytes of the broker's messages that may wait for the hub.
-const BROKER_BYTES: usize = 16 * MIB;
+use crate::runtime::channel::Sender;
 
 new_key_type! {
     /// Place of a connection in the hub; a key of an ended connection never hits a later one.
@@ -65,6 +57,15 @@ pub struct Broadcast {
     pub id: Option<MessageId>,
 }
 
+/// A place in the hub, as a handshake gets it.
+#[derive(Debug)]
+pub struct Place {
+    /// The connection's key.
+    pub key: ConnectionKey,
+    /// What it shares with the user's other connections.
+    pub share: Arc<UserShare>,
+}
+
 /// Why a place in the hub was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -86,7 +87,7 @@ pub enum Event {
         /// Number of the connection, for logs.
         number: u64,
         /// Where the answer goes.
-        reply: Sender<Result<Publisher, Refusal>>,
+        reply: Sender<Result<Place, Refusal>>,
     },
     /// The handshake has succeeded: the connection is live.
     Register {
@@ -187,210 +188,5 @@ impl PublisherName {
             Self::User(_) | Self::Broker(_) => 1,
             Self::Backend(_) | Self::Service => 8,
         }
-    }
-}
-
-/// Most rooms that [`Counts`] names.
-pub const MAX_COUNTED_ROOMS: usize = 1000;
-/// Most rooms of a connection that a list names.
-pub const MAX_LISTED_ROOMS: usize = 100;
-
-/// Which connections to list.
-#[derive(Debug, Clone, Default)]
-pub struct ListQuery {
-    /// Only members of this room.
-    pub room: Option<Room>,
-    /// Only connections of this user.
-    pub user: Option<Id>,
-    /// How many to pass over.
-    pub offset: usize,
-    /// How many to list at most.
-    pub limit: usize,
-}
-
-/// A part of the list of connections, oldest first as long as none has ended.
-#[derive(Debug, Clone, Default)]
-pub struct Listing {
-    /// How many match in all.
-    pub total: usize,
-    /// The wanted part.
-    pub connections: Vec<ListedConnection>,
-}
-
-/// One connection in a list.
-#[derive(Debug, Clone)]
-pub struct ListedConnection {
-    /// Its number.
-    pub number: u64,
-    /// Whose it is.
-    pub identity: Arc<Identity>,
-    /// The first [`MAX_LISTED_ROOMS`] of its rooms, sorted.
-    pub rooms: Vec<Room>,
-    /// How many rooms it is in.
-    pub rooms_total: usize,
-    /// How long it has been here.
-    pub age: Duration,
-    /// Frames appended for it.
-    pub sent: u64,
-    /// Messages that came from it.
-    pub received: u64,
-    /// Frames that wait for its writer.
-    pub backlog: u64,
-}
-
-/// How many are here, for `GET /admin/clients`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Live connections.
-    pub clients: usize,
-    /// Members of each room, by name; the largest [`MAX_COUNTED_ROOMS`] where there are more.
-    pub rooms: std::collections::BTreeMap<Room, usize>,
-    /// How many rooms there are.
-    pub rooms_total: usize,
-}
-
-/// A connection's way to the hub: what it says waits in its user's queue, and it waits while that is full.
-/// Dropping it, also by a panic, says that nothing more will come.
-pub struct Publisher {
-    pub(super) key: ConnectionKey,
-    hub: HubHandle,
-    share: Arc<UserShare>,
-}
-
-impl Publisher {
-    pub(super) fn new(key: ConnectionKey, hub: HubHandle, share: Arc<UserShare>) -> Self {
-        Self { key, hub, share }
-    }
-
-    /// What the user may send, over all its connections.
-    pub fn rates(&self) -> &UserRates {
-        &self.share.rates
-    }
-
-    /// Makes the connection live; the hub writes `response` first.
-    ///
-    /// # Errors
-    /// [`HubGone`] when the hub has ended.
-    pub fn register(&self, socket: Arc<dyn Socket>, response: Bytes) -> Result<(), HubGone> {
-        self.hub.send(Event::Register { key: self.key, socket, response })
-    }
-
-    /// Says something that is based on so many bytes of the peer; waits while too much waits already.
-    ///
-    /// # Errors
-    /// [`HubGone`] when the hub has ended.
-    pub fn say(&self, said: Said, bytes: usize) -> Result<(), HubGone> {
-        self.share.allowance.take(bytes)?;
-        self.hub.send(Event::Said { key: self.key, said, taken: Some(bytes) })
-    }
-
-    /// Whether the connection is in the room, once what it has said before is served.
-    ///
-    /// # Errors
-    /// [`HubGone`] when the hub has ended.
-    pub fn is_member(&self, room: &Room) -> Result<bool, HubGone> {
-        let (reply, answer) = bounded(1);
-        self.say(Said::IsMember(room.clone(), reply), room.as_str().len())?;
-        answer.recv().map_err(|_| HubGone)
-    }
-
-    /// Asks for a Close; from now on nothing else is said.
-    ///
-    /// # Errors
-    /// [`HubGone`] when the hub has ended.
-    pub fn close(&self, close: Close) -> Result<(), HubGone> {
-        self.hub.send(Event::Said { key: self.key, said: Said::Close(close), taken: None })
-    }
-}
-
-impl Drop for Publisher {
-    fn drop(&mut self) {
-        // Without a hub no one waits for this.
-        let _ = self.hub.send(Event::Said { key: self.key, said: Said::Ended, taken: None });
-    }
-}
-
-/// The hub's thread has ended: the service is stopping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the hub has ended")]
-pub struct HubGone;
-
-/// Sends events to the hub, and never waits to do so: what may wait is bounded by allowances, and by what
-/// one thread asks at a time.
-#[derive(Clone)]
-pub struct HubHandle {
-    events: Sender<Event>,
-    budget: Arc<Budget>,
-    /// Of the broker, and of notifications, which wait in the threads that serve REST.
-    broker: Arc<Allowance>,
-}
-
-impl HubHandle {
-    /// A handle over the hub's channel.
-    pub fn new(events: Sender<Event>) -> Self {
-        let budget = Arc::new(Budget::default());
-        let broker = Arc::new(Allowance::new(Arc::clone(&budget), BROKER_MESSAGES, BROKER_BYTES));
-        Self { events, budget, broker }
-    }
-
-    /// Sends one event.
-    ///
-    /// # Errors
-    /// [`HubGone`] when the hub has ended.
-    pub fn send(&self, event: Event) -> Result<(), HubGone> {
-        self.events.send(event).map_err(|_| HubGone)
-    }
-
-    /// Delivers on this instance and hands over to the broker; returns for each the number of local
-    /// connections whose outbox took it.
-    ///
-    /// # Errors
-    /// [`HubGone`] when the hub has ended.
-    pub fn notify(
-        &self,
-        publisher: PublisherName,
-        deliveries: Vec<Delivery>,
-    ) -> Result<Vec<usize>, HubGone> {
-        self.ask(|reply| Event::Notify(Notify { publisher, deliveries, reply }))
-    }
-
-    /// Delivers what came through the broker; waits while too much of it waits already.
-    ///
-    /// # Errors
-    /// [`HubGone`] when the hub has ended.
-    pub fn deliver(&self, delivery: Delivery) -> Result<(), HubGone> {
-        self.broker.take(delivery.frame.len())?;
-        self.send(Event::Remote(delivery))
-    }
-
-    /// Who is here.
-    ///
-    /// # Errors
-    /// [`HubGone`] when the hub has ended.
-    pub fn counts(&self) -> Result<Counts, HubGone> {
-        self.ask(Event::Counts)
-    }
-
-    /// Sends a question and waits for its answer.
-    ///
-    /// # Errors
-    /// [`HubGone`] when the hub has ended.
-    pub fn ask<T>(&self, event: impl FnOnce(Sender<T>) -> Event) -> Result<T, HubGone> {
-        let (reply, answer) = bounded(1);
-        self.send(event(reply))?;
-        answer.recv().map_err(|_| HubGone)
-    }
-
-    /// Events that the hub has not looked at yet.
-    pub fn queue_len(&self) -> usize {
-        self.events.len()
-    }
-
-    pub(super) fn budget(&self) -> &Arc<Budget> {
-        &self.budget
-    }
-
-    pub(super) fn broker(&self) -> &Arc<Allowance> {
-        &self.broker
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::connection::{Audience, Connection, State};
 use super::core::Hub;
-use super::event::{
-    ConnectionKey, Counts, ListQuery, ListedConnection, Listing, MAX_COUNTED_ROOMS,
-    MAX_LISTED_ROOMS,
+use super::event::ConnectionKey;
+use super::query::{
+    Counts, ListQuery, ListedConnection, Listing, MAX_COUNTED_ROOMS, MAX_LISTED_ROOMS,
 };
 use super::stats::Stats;
 use crate::runtime::clock::Moment;

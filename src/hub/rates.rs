@@ -99,7 +99,7 @@ impl OwnedRate {
     }
 }
 
-/// A rate that the threads of a user's connections share. No other memory hangs on it, so it is relaxed.
+/// A rate that the threads of a user's connections share. It publishes no other data, so Relaxed suffices.
 #[derive(Debug)]
 struct SharedRate {
     pace: Pace,

@@ -124,6 +124,7 @@ impl Peer {
 
 struct Bench {
     hub: Hub,
+    handle: HubHandle,
     writers: Receiver<WriterJob>,
     published: Receiver<(Target, Bytes)>,
     events: channel::Receiver<Event>,
@@ -181,8 +182,9 @@ impl Bench {
             }),
             writers: Box::new(JobQueue(job_sender)),
         };
-        let hub = Hub::new(Arc::new(config), HubHandle::new(sender), outlets);
-        Self { hub, writers, published, events }
+        let handle = HubHandle::new(sender);
+        let hub = Hub::new(Arc::new(config), &handle, outlets);
+        Self { hub, handle, writers, published, events }
     }
 
     /// What publishers have said since the last call, served to the end but not flushed.
@@ -201,10 +203,12 @@ impl Bench {
     }
 
     fn reserve(&mut self, user: &str, role: &str) -> Result<Publisher, Refusal> {
-        self.serve();
-        let (reply, answer) = channel::bounded(1);
-        self.hub.accept(Event::Reserve { identity: identity(user, role), number: 1, reply });
-        answer.recv().unwrap()
+        let (handle, identity) = (self.handle.clone(), identity(user, role));
+        let asking = std::thread::spawn(move || handle.reserve(identity, 1));
+        while !asking.is_finished() {
+            self.serve();
+        }
+        asking.join().unwrap()
     }
 
     fn connect(&mut self, user: &str, role: &str) -> Client {

@@ -74,8 +74,8 @@ impl Threads {
         self.start(name.into(), SERVICE_STACK_BYTES, Some(self.failed.clone()), f)
     }
 
-    /// As [`Threads::spawn`], for a thread on the way of every message: it, and what it starts, wait for
-    /// a processor in turn when they wake (see `use_sched_batch`).
+    /// Like [`Threads::spawn`], under `SCHED_BATCH`, which the threads that it starts inherit (see
+    /// `use_sched_batch`).
     ///
     /// # Errors
     /// When the system has no thread left.

@@ -16,7 +16,7 @@ use crate::http::head::Version;
 use crate::http::response::refuse;
 use crate::http::{Head, Response};
 use crate::hub::socket::{Socket, TcpSocket};
-use crate::hub::{Event, HubHandle, Publisher, Refusal};
+use crate::hub::{HubHandle, Publisher, Refusal};
 use crate::metrics::{Counters, RefusalReason};
 use crate::websocket::reader::Reader;
 
@@ -85,24 +85,19 @@ impl Handshake {
     }
 
     fn reserve(&self, identity: &Arc<Identity>, number: u64) -> Result<Publisher, Response> {
-        let publisher = self
-            .hub
-            .ask(|reply| Event::Reserve { identity: Arc::clone(identity), number, reply })
-            .unwrap_or(Err(Refusal::ShuttingDown))
-            .map_err(|refusal| match refusal {
-                Refusal::UserCap => {
-                    self.counters.refused.count(RefusalReason::TooManyConnections);
-                    info!(conn = number, user = identity.user_id; "too many connections");
-                    let message = "this user has too many connections";
-                    Response::error(429, "too_many_connections", message)
-                        .with_header("Retry-After", "1")
-                }
-                Refusal::ShuttingDown => {
-                    self.counters.refused.count(RefusalReason::ShuttingDown);
-                    Response::unavailable("the service is shutting down")
-                }
-            })?;
-        Ok(publisher)
+        self.hub.reserve(Arc::clone(identity), number).map_err(|refusal| match refusal {
+            Refusal::UserCap => {
+                self.counters.refused.count(RefusalReason::TooManyConnections);
+                info!(conn = number, user = identity.user_id; "too many connections");
+                let message = "this user has too many connections";
+                Response::error(429, "too_many_connections", message)
+                    .with_header("Retry-After", "1")
+            }
+            Refusal::ShuttingDown => {
+                self.counters.refused.count(RefusalReason::ShuttingDown);
+                Response::unavailable("the service is shutting down")
+            }
+        })
     }
 
     /// Makes the connection live; the hub writes the 101.
