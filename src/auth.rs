@@ -104,7 +104,6 @@ fn has_dot_segment(room: &Room) -> bool {
 mod tests {
     use super::rules::tests::{identity, room};
     use super::*;
-    use crate::protocol::Id;
 
     fn never() -> bool {
         false
