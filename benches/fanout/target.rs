@@ -117,6 +117,7 @@ impl Target {
             .env("REDIS_ADDR", redis.map(|address| address.to_string()).unwrap_or_default())
             .env("RATE_LIMIT", "0")
             .env("RATE_BYTES", "0")
+            .env("ROOM_RATE_BYTES", "0")
             .env("MAX_CONNECTIONS_PER_USER", "0")
             .env("MAX_CONNECTIONS", MAX_CONNECTIONS)
             // The generator answers no pings; no run is so long.
