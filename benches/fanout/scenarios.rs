@@ -64,6 +64,10 @@ const fn fan_out(rooms: usize, members: usize, in_flight: usize) -> Load {
     Load::FanOut(Shape { rooms, members, in_flight })
 }
 
+/// Each publisher has far more waiting than its fair share, and no member has more coming than its
+/// socket holds: the floods press on the server, not on slow members.
+const FLOODS: Shape = Shape { rooms: 8, members: 500, in_flight: 128 };
+
 /// Throughput and CPU against the floor, for the many members of one room.
 const LARGE_ROOM: &[(&str, Bar)] = &[
     (figures::DELIVERIES, Bar::OfFloorAtLeast(0.90)),
@@ -176,6 +180,12 @@ pub(crate) const ALL: &[Scenario] = &[
         about: "a message to another room right behind a broadcast to 10,000",
         load: Load::Behind { members: 10_000 },
         bars: &[(figures::DELAY_IN_FLUSHES, Bar::AtMost(1.0))],
+    },
+    Scenario {
+        name: "fair",
+        about: "8 publishers that flood a room of 500 each, and a pair that talks",
+        load: Load::Fair(FLOODS),
+        bars: &[(figures::PAIR_P99, Bar::AtMost(100.0))],
     },
     Scenario {
         name: "two-instances",
