@@ -159,23 +159,30 @@ fn one_way_ns(room: &mut Rooms) -> Fallible<u64> {
 
 /// The pair talks for longer than other loads run: a p99 needs messages.
 const FAIR_STRETCH: u32 = 4;
+/// Between a message of the pair, with its answer, and the next.
+const TALK_GAP: Duration = Duration::from_millis(5);
 
 fn fair(floods: Shape, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
     let target = trial.start(Purpose::Rooms)?;
     let mut pair = Rooms::shared([target.address; 2], 1, 1, trial.tokens)?;
     let mut floods = Rooms::open(target.address, "flood", floods, trial.tokens)?;
-    pair.talk(trial.effort.warm_up())?;
+    let warm_up = trial.effort.warm_up();
+    pair.talk(warm_up, TALK_GAP)?;
     pair.ledger.reset_counts();
-    pair.talk(trial.effort.span)?;
+    pair.talk(trial.effort.span, TALK_GAP)?;
     let milliseconds = |pair: &Rooms, share| pair.ledger.far().quantile_us(share) / 1e3;
     let alone = [0.5, 0.99].map(|share| milliseconds(&pair, share));
-    floods.run(trial.effort.warm_up())?;
+    floods.run(warm_up)?;
     floods.ledger.reset_counts();
     pair.ledger.reset_counts();
     let span = trial.effort.span * FAIR_STRETCH;
     // A thread and an epoll of its own: the pair waits for the server, not for the floods' members.
     let (measured, talked) = thread::scope(|scope| {
-        let talking = scope.spawn(|| pair.talk(span));
+        let talking = scope.spawn(|| {
+            // Before the floods have risen, the pair would still be alone.
+            thread::sleep(warm_up);
+            pair.talk(span.saturating_sub(warm_up), TALK_GAP)
+        });
         let measured = figures::measured(&target, || floods.run(span));
         (measured, talking.join())
     });

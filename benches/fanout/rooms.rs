@@ -1,6 +1,7 @@
 //! Rooms of members, one of whom publishes: the connections, and the account of what they hear.
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Fallible;
@@ -140,15 +141,20 @@ impl Rooms {
         Ok(())
     }
 
-    /// For `span`, the publishers answer each other: each publishes when the last message has reached
-    /// everyone.
-    pub(crate) fn talk(&mut self, span: Duration) -> Fallible<()> {
-        let deadline = Instant::now() + span;
-        while Instant::now() < deadline {
+    /// For `span`, the publishers speak in turn, each when the last message has reached everyone. A
+    /// round starts at the earliest `gap` after the one before: else a fast moment had far more messages
+    /// than a slow one, and hid it in every quantile.
+    pub(crate) fn talk(&mut self, span: Duration, gap: Duration) -> Fallible<()> {
+        let mut next = Instant::now();
+        let deadline = next + span;
+        while next < deadline {
             for publisher in 0..self.publishers.len() {
                 self.publish_one(publisher)?;
                 self.settle()?;
             }
+            next += gap;
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+            next = next.max(Instant::now());
         }
         Ok(())
     }
