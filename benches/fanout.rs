@@ -41,6 +41,7 @@ use std::process::ExitCode;
 use lexopt::{Arg, ValueExt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::fanout::floor::Flush;
 use crate::fanout::loads::{self, Effort, Trial};
 use crate::fanout::measure::Busyness;
 use crate::fanout::report::{self, Outcome};
@@ -60,7 +61,7 @@ Runs the scenarios named, or all, and prints one table. The exit code is 1 when 
   --list          lists the scenarios
   --quick         short runs, one of each: to see that it works, not to compare
   --runs N        interleaved runs of each scenario and side (default 3)
-  --only SIDE     only the `floor` or only the `service`
+  --only SIDE     only the `floor`, the `unbounded-floor` or the `service`
   --chart PATH    also draws the throughputs, as SVG
 
 REALTIME_SERVICE_BIN names another build of the service to measure.";
@@ -81,7 +82,7 @@ enum Task {
     /// `cargo test --all-targets` starts benchmarks too, without `--bench`.
     Skip,
     /// What the benchmark starts itself as.
-    Floor,
+    Floor(Flush),
     RestFloor(String),
 }
 
@@ -101,13 +102,14 @@ fn parse() -> Fallible<Task> {
         names: Vec::new(),
         effort: Effort::FULL,
         runs: 3,
-        sides: vec![Side::Floor, Side::Service],
+        sides: vec![Side::Floor, Side::UnboundedFloor, Side::Service],
         chart: None,
     };
     let mut is_bench = false;
     while let Some(argument) = parser.next()? {
         match argument {
-            Arg::Long("floor") => return Ok(Task::Floor),
+            Arg::Long("floor") => return Ok(Task::Floor(Flush::Bounded)),
+            Arg::Long("unbounded-floor") => return Ok(Task::Floor(Flush::Unbounded)),
             Arg::Long("rest-floor") => return Ok(Task::RestFloor(parser.value()?.string()?)),
             Arg::Long("help") | Arg::Short('h') => return Ok(Task::Help),
             Arg::Long("list") => return Ok(Task::List),
@@ -129,14 +131,18 @@ fn parse() -> Fallible<Task> {
 fn side(name: &OsString) -> Fallible<Side> {
     match name.to_str() {
         Some("floor") => Ok(Side::Floor),
+        Some("unbounded-floor") => Ok(Side::UnboundedFloor),
         Some("service") => Ok(Side::Service),
-        _ => Err(format!("--only {}: expected floor or service", name.display()).into()),
+        _ => {
+            Err(format!("--only {}: expected floor, unbounded-floor or service", name.display())
+                .into())
+        }
     }
 }
 
 fn perform(task: Task) -> Fallible<ExitCode> {
     match task {
-        Task::Floor => floor::run()?,
+        Task::Floor(flush_when) => floor::run(flush_when)?,
         Task::RestFloor(path) => rest_floor::run(&path)?,
         Task::Help => println!("{HELP}"),
         Task::Skip => println!("nothing measured: run it as cargo bench --bench fanout"),
@@ -188,7 +194,7 @@ fn run(scenario: &'static Scenario, arguments: &Arguments, tokens: &Tokens) -> O
     let mut outcome = Outcome::new(scenario);
     for _ in 0..arguments.runs {
         for &side in &arguments.sides {
-            if side == Side::Floor && !scenario.load.has_floor() {
+            if !scenario.runs_on(side) {
                 continue;
             }
             match loads::run(scenario.load, Trial { side, tokens, effort: arguments.effort }) {

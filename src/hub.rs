@@ -1,6 +1,7 @@
 //! The hub: the event loop that alone owns users, rooms and memberships (invariants 1 and 2).
 //!
-//! [`Hub`] is its pure core: [`Hub::handle`] takes one event, [`Hub::flush`] sends what that appended,
+//! [`Hub`] is its pure core: [`Hub::accept`] takes one event, [`Hub::serve`] what
+//! publishers have said, [`Hub::flush`] sends what that appended,
 //! [`Hub::tick`] is its only clock. [`run`] feeds it from the channel. The core touches sockets and
 //! threads only through [`Socket`] and [`Outlets`], so tests drive it with memory.
 
@@ -37,7 +38,9 @@ pub use event::{
     Broadcast, ConnectionKey, Delivery, Event, Notify, PublisherName, Refusal, Said, Target,
 };
 pub use handle::{HubHandle, Publisher};
-pub use query::{Counts, ListQuery, ListedConnection, Listing};
+pub use query::{
+    Counts, ListQuery, ListedConnection, Listing, MAX_COUNTED_ROOMS, MAX_LISTED_ROOMS,
+};
 use socket::Socket;
 pub use stats::{Buckets, Stats};
 

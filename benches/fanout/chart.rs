@@ -71,7 +71,7 @@ fn row(outcome: &Outcome) -> Option<String> {
         number(service),
         number(cpu)
     );
-    let bar = throughputs.iter().find_map(|(figure, _)| outcome.scenario.bar(figure));
+    let bar = throughputs.iter().find_map(|(figure, _)| outcome.scenario.bar(figure, Side::Floor));
     if let Some(Bar::OfFloorAtLeast(least)) = bar {
         let x = LABEL_WIDTH + least * FULL;
         let _ = write!(row, "<line class=\"bar\" x1=\"{x}\" y1=\"-2\" x2=\"{x}\" y2=\"24\"/>");

@@ -117,7 +117,7 @@ impl Passers {
     fn arrive(&mut self, tokens: &Tokens) -> Fallible<()> {
         self.came.push(Instant::now());
         let link = self.swarm.connect(self.address)?;
-        self.swarm.send(link, &wire::upgrade(&tokens.client(link)?))
+        self.swarm.send(link, &wire::upgrade(&tokens.client()?))
     }
 
     /// Takes a round of arrivals, waiting for it at most `wait`, and lets each connection go on.

@@ -3,12 +3,16 @@
 //!
 //! It shakes hands, joins, and sends each broadcast to each member: no tokens, no limits, no JSON
 //! parser. It takes all events that wait before it sends, so that several messages cost a member
-//! one send; but as soon as it owes so many frames as the service does at most, it sends them, since
-//! a large room must not keep another waiting for longer.
+//! one send; but as soon as it owes so many frames as the service does at most while several publish,
+//! it sends them, since a large room must not keep another waiting for longer.
+//!
+//! The *unbounded* floor sends nothing before it has taken all that can be read: the fewest sends for
+//! one publisher that has everything to itself.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
@@ -23,6 +27,8 @@ use crate::Fallible;
 
 /// The argument that makes this binary the floor. It prints its address.
 pub(crate) const ARGUMENT: &str = "--floor";
+/// The same for the unbounded floor.
+pub(crate) const UNBOUNDED_ARGUMENT: &str = "--unbounded-floor";
 
 const LISTENER: Token = Token(usize::MAX);
 /// As the service: bursts of connects wait, they are not dropped.
@@ -47,7 +53,17 @@ struct Room {
     frames: Vec<u8>,
 }
 
+/// When the floor sends what it owes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flush {
+    /// After each round of events, and at [`FLUSH_FRAMES`].
+    Bounded,
+    /// When nothing more can be read.
+    Unbounded,
+}
+
 struct Floor {
+    flush_when: Flush,
     poll: Poll,
     listener: TcpListener,
     peers: Vec<Option<Peer>>,
@@ -71,11 +87,12 @@ pub(crate) fn listen() -> io::Result<std::net::TcpListener> {
 }
 
 /// Serves until it is killed.
-pub(crate) fn run() -> Fallible<()> {
+pub(crate) fn run(flush_when: Flush) -> Fallible<()> {
     let listener = listen()?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let mut floor = Floor {
+        flush_when,
         poll: Poll::new()?,
         listener: TcpListener::from_std(listener),
         peers: Vec::new(),
@@ -91,7 +108,9 @@ pub(crate) fn run() -> Fallible<()> {
     let mut events = Events::with_capacity(EVENTS);
     let mut scratch = vec![0; SCRATCH_BYTES];
     loop {
-        match floor.poll.poll(&mut events, None) {
+        // Only the unbounded floor owes anything here: it takes another look before it sends.
+        let wait = (floor.owed > 0).then_some(Duration::ZERO);
+        match floor.poll.poll(&mut events, wait) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other?,
         }
@@ -101,7 +120,9 @@ pub(crate) fn run() -> Fallible<()> {
                 Token(number) => floor.serve(number, event, &mut scratch)?,
             }
         }
-        floor.flush();
+        if floor.flush_when == Flush::Bounded || events.is_empty() {
+            floor.flush();
+        }
     }
 }
 
@@ -215,7 +236,7 @@ impl Floor {
                 }
                 frames.extend_from_slice(&frame(TEXT, text.as_bytes()));
                 self.owed += self.rooms[room].members.len();
-                if self.owed >= FLUSH_FRAMES {
+                if self.flush_when == Flush::Bounded && self.owed >= FLUSH_FRAMES {
                     self.flush();
                 }
             }

@@ -16,7 +16,7 @@ struct Member {
     next: [u32; PUBLISHERS],
     /// Bytes behind the body in what it gets.
     tail_bytes: usize,
-    /// The publisher on the member's own instance.
+    /// The publisher at the member's own address.
     near: u8,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct Ledger {
     members: Vec<Member>,
     streams: Vec<Stream>,
     deliveries: u64,
-    /// From the sending to the reading, for members on the publisher's instance.
+    /// From the sending to the reading, for members at the publisher's address.
     near: Histogram,
     /// The same for the others.
     far: Histogram,
@@ -76,7 +76,7 @@ impl Ledger {
     }
 
     /// The next member (numbered like the connections of its swarm), which hears `streams`; `near`
-    /// is the publisher on its own instance.
+    /// is the publisher at its own address.
     pub(crate) fn add_member(&mut self, streams: [usize; PUBLISHERS], near: u8, tail_bytes: usize) {
         self.members.push(Member { streams, next: [0; PUBLISHERS], tail_bytes, near });
     }
@@ -163,12 +163,12 @@ impl Ledger {
         self.deliveries
     }
 
-    /// Latencies at members on the publisher's own instance.
+    /// Latencies at members at the publisher's own address.
     pub(crate) fn near(&self) -> &Histogram {
         &self.near
     }
 
-    /// Latencies at members on another instance.
+    /// Latencies at the others.
     pub(crate) fn far(&self) -> &Histogram {
         &self.far
     }

@@ -7,13 +7,10 @@ use realtime_service::config::FLUSH_FRAMES;
 
 use crate::Fallible;
 use crate::fanout::figures::{self, Figure};
-use crate::fanout::ledger::Ledger;
 use crate::fanout::measure::Histogram;
-use crate::fanout::rooms::{Publisher, Rooms, Shape};
-use crate::fanout::swarm::Swarm;
+use crate::fanout::rooms::{Rooms, Shape};
 use crate::fanout::target::{Purpose, Redis, Side, Target};
 use crate::fanout::tokens::Tokens;
-use crate::fanout::wire::{self, Template};
 use crate::fanout::{callers, connections};
 
 /// How a scenario loads a server.
@@ -31,6 +28,8 @@ pub(crate) enum Load {
     WakeUp,
     /// A message to a room of one right behind a broadcast to so many.
     Behind { members: usize },
+    /// Two who talk in a room of their own, alone and beside rooms that are flooded.
+    Fair(Shape),
     /// A room over two instances, so many clients on each, published to at both in turn.
     TwoInstances { clients: usize, per_second: u32 },
 }
@@ -88,6 +87,7 @@ pub(crate) fn run(load: Load, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
         Load::Churn { per_second } => connections::churn(per_second, trial),
         Load::WakeUp => wake_up(trial),
         Load::Behind { members } => behind(members, trial),
+        Load::Fair(floods) => fair(floods, trial),
         Load::TwoInstances { clients, per_second } => two_instances(clients, per_second, trial),
     }
 }
@@ -157,6 +157,49 @@ fn one_way_ns(room: &mut Rooms) -> Fallible<u64> {
     Ok((room.ledger.near().max_us() * 1e3) as u64)
 }
 
+/// The pair talks for longer than other loads run: a p99 needs messages.
+const FAIR_STRETCH: u32 = 4;
+/// Between a message of the pair, with its answer, and the next.
+const TALK_GAP: Duration = Duration::from_millis(5);
+
+fn fair(floods: Shape, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
+    let target = trial.start(Purpose::Rooms)?;
+    let mut pair = Rooms::shared([target.address; 2], 1, 1, trial.tokens)?;
+    let mut floods = Rooms::open(target.address, "flood", floods, trial.tokens)?;
+    let warm_up = trial.effort.warm_up();
+    pair.talk(warm_up, TALK_GAP)?;
+    pair.ledger.reset_counts();
+    pair.talk(trial.effort.span, TALK_GAP)?;
+    let milliseconds = |pair: &Rooms, share| pair.ledger.far().quantile_us(share) / 1e3;
+    let alone = [0.5, 0.99].map(|share| milliseconds(&pair, share));
+    floods.run(warm_up)?;
+    floods.ledger.reset_counts();
+    pair.ledger.reset_counts();
+    let span = trial.effort.span * FAIR_STRETCH;
+    // A thread and an epoll of its own: the pair waits for the server, not for the floods' members.
+    let (measured, talked) = thread::scope(|scope| {
+        let talking = scope.spawn(|| {
+            // Before the floods have risen, the pair would still be alone.
+            thread::sleep(warm_up);
+            pair.talk(span.saturating_sub(warm_up), TALK_GAP)
+        });
+        let measured = figures::measured(&target, || floods.run(span));
+        (measured, talking.join())
+    });
+    talked.map_err(|_| "the pair's thread panicked")??;
+    let (elapsed, cpu) = measured?;
+    let deliveries = floods.ledger.deliveries();
+    Ok(vec![
+        (figures::PAIR_ALONE_P50, alone[0]),
+        (figures::PAIR_ALONE_P99, alone[1]),
+        (figures::PAIR_P50, milliseconds(&pair, 0.5)),
+        (figures::PAIR_P99, milliseconds(&pair, 0.99)),
+        (figures::PAIR_MAX, pair.ledger.far().max_us() / 1e3),
+        (figures::FLOOD_DELIVERIES, figures::per_second(deliveries, elapsed)),
+        (figures::FLOOD_CPU, figures::micros_each(cpu, deliveries)),
+    ])
+}
+
 /// At a fixed rate no more than a few are on their way, unless an instance stalls.
 const TWO_INSTANCES_IN_FLIGHT: usize = 256;
 /// The fixed rate runs longer than other loads do: a p99 needs messages.
@@ -166,23 +209,8 @@ fn two_instances(clients: usize, rate: u32, trial: Trial<'_>) -> Fallible<Vec<Fi
     let redis = Redis::start()?;
     let start = || Target::start_service(trial.tokens, Some(redis.address));
     let instances = [start()?, start()?];
-    let mut swarm = Swarm::new()?;
-    let mut ledger = Ledger::new();
-    let seats = vec!["room-0".to_owned(); clients];
-    let streams = [0, 1].map(|_| ledger.add_stream(2 * clients as u32, TWO_INSTANCES_IN_FLIGHT));
-    let mut publishers = Vec::new();
-    for (number, (instance, stream)) in (0..).zip(instances.iter().zip(streams)) {
-        let link = swarm.admit(instance.address, &seats, trial.tokens)?;
-        for _ in &seats {
-            ledger.add_member(streams, number, wire::BROADCAST_TAIL_BYTES);
-        }
-        publishers.push(Publisher {
-            link,
-            stream,
-            template: Template::broadcast(&seats[0], number),
-        });
-    }
-    let mut both = Rooms::new(swarm, ledger, publishers);
+    let addresses = instances.each_ref().map(|instance| instance.address);
+    let mut both = Rooms::shared(addresses, clients, TWO_INSTANCES_IN_FLIGHT, trial.tokens)?;
     both.run_at_rate(rate, rate * trial.effort.seconds * TWO_INSTANCES_STRETCH)?;
     let p99_ms = |histogram: &Histogram| histogram.quantile_us(0.99) / 1e3;
     let (near, far) = (p99_ms(both.ledger.near()), p99_ms(both.ledger.far()));

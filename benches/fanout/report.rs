@@ -9,6 +9,7 @@ use crate::fanout::target::Side;
 pub(crate) struct Outcome {
     pub(crate) scenario: &'static Scenario,
     floor: Vec<Vec<Figure>>,
+    unbounded_floor: Vec<Vec<Figure>>,
     service: Vec<Vec<Figure>>,
     /// What ended a run early.
     failures: Vec<String>,
@@ -17,7 +18,7 @@ pub(crate) struct Outcome {
 /// One figure of a scenario, judged.
 pub(crate) struct Line {
     pub(crate) figure: &'static str,
-    /// The floor's and the service's medians, `NaN` where not measured.
+    /// The medians of the floor beside it and of the service, `NaN` where not measured.
     pub(crate) floor: f64,
     pub(crate) service: f64,
     pub(crate) bar: Option<Bar>,
@@ -27,12 +28,19 @@ pub(crate) struct Line {
 
 impl Outcome {
     pub(crate) fn new(scenario: &'static Scenario) -> Self {
-        Self { scenario, floor: Vec::new(), service: Vec::new(), failures: Vec::new() }
+        Self {
+            scenario,
+            floor: Vec::new(),
+            unbounded_floor: Vec::new(),
+            service: Vec::new(),
+            failures: Vec::new(),
+        }
     }
 
     pub(crate) fn add(&mut self, side: Side, figures: Vec<Figure>) {
         match side {
             Side::Floor => self.floor.push(figures),
+            Side::UnboundedFloor => self.unbounded_floor.push(figures),
             Side::Service => self.service.push(figures),
         }
     }
@@ -41,13 +49,18 @@ impl Outcome {
         self.failures.push(format!("{side:?}: {error}"));
     }
 
+    fn runs(&self, side: Side) -> &[Vec<Figure>] {
+        match side {
+            Side::Floor => &self.floor,
+            Side::UnboundedFloor => &self.unbounded_floor,
+            Side::Service => &self.service,
+        }
+    }
+
     /// The median of a figure on one side.
     pub(crate) fn value(&self, side: Side, figure: &str) -> f64 {
-        let runs = match side {
-            Side::Floor => &self.floor,
-            Side::Service => &self.service,
-        };
-        let values: Vec<f64> = runs
+        let values: Vec<f64> = self
+            .runs(side)
             .iter()
             .filter_map(|figures| {
                 figures.iter().find(|(name, _)| *name == figure).map(|(_, value)| *value)
@@ -56,21 +69,24 @@ impl Outcome {
         median(&values)
     }
 
-    /// The figures in the order in which the load gives them.
-    pub(crate) fn lines(&self, all: &[Self]) -> Vec<Line> {
-        let Some(first) = self.service.first().or(self.floor.first()) else {
+    /// The figures beside those of `beside`, one of the floors, in the order in which the load gives
+    /// them.
+    pub(crate) fn lines(&self, beside: Side, all: &[Self]) -> Vec<Line> {
+        let Some(first) = self.service.first().or(self.runs(beside).first()) else {
             return Vec::new();
         };
-        first.iter().map(|(figure, _)| self.line(figure, all)).collect()
+        first.iter().map(|(figure, _)| self.line(figure, beside, all)).collect()
     }
 
-    fn line(&self, figure: &'static str, all: &[Self]) -> Line {
-        let (floor, service) = (self.value(Side::Floor, figure), self.value(Side::Service, figure));
-        let bar = self.scenario.bar(figure);
+    fn line(&self, figure: &'static str, beside: Side, all: &[Self]) -> Line {
+        let (floor, service) = (self.value(beside, figure), self.value(Side::Service, figure));
+        let bar = self.scenario.bar(figure, beside);
         let against =
             |other: f64, is_met: bool| (!service.is_nan() && !other.is_nan()).then_some(is_met);
         let met = bar.and_then(|bar| match bar {
-            Bar::OfFloorAtLeast(share) => against(floor, service >= floor * share),
+            Bar::OfFloorAtLeast(share) | Bar::OfUnboundedFloorAtLeast(share) => {
+                against(floor, service >= floor * share)
+            }
             Bar::OfFloorAtMost(share) => against(floor, service <= floor * share),
             Bar::AtLeast(least) => against(least, service >= least),
             Bar::AtMost(most) => against(most, service <= most),
@@ -87,7 +103,9 @@ impl Outcome {
 fn bar_text(bar: Option<Bar>) -> String {
     match bar {
         None => String::new(),
-        Some(Bar::OfFloorAtLeast(share)) => format!("≥ {share:.2} of floor"),
+        Some(Bar::OfFloorAtLeast(share) | Bar::OfUnboundedFloorAtLeast(share)) => {
+            format!("≥ {share:.2} of floor")
+        }
         Some(Bar::OfFloorAtMost(share)) => format!("≤ {share:.2} of floor"),
         Some(Bar::AtLeast(least)) => format!("≥ {least}"),
         Some(Bar::AtMost(most)) => format!("≤ {most}"),
@@ -141,22 +159,16 @@ pub(crate) fn print(outcomes: &[Outcome], runs: usize) -> usize {
     );
     for outcome in outcomes {
         let mut name = outcome.scenario.name;
-        for line in outcome.lines(outcomes) {
+        for line in outcome.lines(Side::Floor, outcomes) {
             missed += usize::from(line.met == Some(false));
-            println!(
-                "| {:<16} | {:<36} | {:>10} | {:>10} | {:>6} | {:<18} | {:<4} |",
-                std::mem::take(&mut name),
-                line.figure,
-                number(line.floor),
-                number(line.service),
-                number(line.service / line.floor),
-                bar_text(line.bar),
-                match line.met {
-                    None => "",
-                    Some(true) => "pass",
-                    Some(false) => "MISS",
-                }
-            );
+            print_line(std::mem::take(&mut name), &line);
+        }
+        if !outcome.unbounded_floor.is_empty() {
+            let mut beside = "unbounded floor:";
+            for line in outcome.lines(Side::UnboundedFloor, outcomes) {
+                missed += usize::from(line.met == Some(false));
+                print_line(std::mem::take(&mut beside), &line);
+            }
         }
         for failure in &outcome.failures {
             missed += 1;
@@ -165,4 +177,20 @@ pub(crate) fn print(outcomes: &[Outcome], runs: usize) -> usize {
     }
     println!("\n{missed} missed");
     missed
+}
+
+fn print_line(name: &str, line: &Line) {
+    println!(
+        "| {name:<16} | {:<36} | {:>10} | {:>10} | {:>6} | {:<18} | {:<4} |",
+        line.figure,
+        number(line.floor),
+        number(line.service),
+        number(line.service / line.floor),
+        bar_text(line.bar),
+        match line.met {
+            None => "",
+            Some(true) => "pass",
+            Some(false) => "MISS",
+        }
+    );
 }

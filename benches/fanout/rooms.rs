@@ -1,6 +1,7 @@
 //! Rooms of members, one of whom publishes: the connections, and the account of what they hear.
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Fallible;
@@ -10,10 +11,10 @@ use crate::fanout::tokens::Tokens;
 use crate::fanout::wire::{self, Template, Unit};
 
 /// One who publishes broadcasts to a room from a connection in it.
-pub(crate) struct Publisher {
-    pub(crate) link: usize,
-    pub(crate) stream: usize,
-    pub(crate) template: Template,
+struct Publisher {
+    link: usize,
+    stream: usize,
+    template: Template,
 }
 
 /// How many members are where.
@@ -71,8 +72,31 @@ impl Rooms {
         Ok(Self::new(swarm, ledger, publishers))
     }
 
-    /// Rooms whose members are in already.
-    pub(crate) fn new(swarm: Swarm, ledger: Ledger, publishers: Vec<Publisher>) -> Self {
+    /// One room that `clients` connections to each of two addresses share; the first of each publishes.
+    /// What a member hears from its own address is near, the rest far.
+    pub(crate) fn shared(
+        addresses: [SocketAddr; 2],
+        clients: usize,
+        in_flight: usize,
+        tokens: &Tokens,
+    ) -> Fallible<Self> {
+        let mut swarm = Swarm::new()?;
+        let mut ledger = Ledger::new();
+        let seats = vec!["shared".to_owned(); clients];
+        let streams = [0, 1].map(|_| ledger.add_stream(2 * clients as u32, in_flight));
+        let mut publishers = Vec::new();
+        for (number, (address, stream)) in (0..).zip(addresses.into_iter().zip(streams)) {
+            let link = swarm.admit(address, &seats, tokens)?;
+            for _ in &seats {
+                ledger.add_member(streams, number, wire::BROADCAST_TAIL_BYTES);
+            }
+            let template = Template::broadcast(&seats[0], number);
+            publishers.push(Publisher { link, stream, template });
+        }
+        Ok(Self::new(swarm, ledger, publishers))
+    }
+
+    fn new(swarm: Swarm, ledger: Ledger, publishers: Vec<Publisher>) -> Self {
         Self { swarm, ledger, publishers, outgoing: Vec::new() }
     }
 
@@ -113,6 +137,24 @@ impl Rooms {
                     self.fill(publisher)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// For `span`, the publishers speak in turn, each when the last message has reached everyone. A
+    /// round starts at the earliest `gap` after the one before: else a fast moment had far more messages
+    /// than a slow one, and hid it in every quantile.
+    pub(crate) fn talk(&mut self, span: Duration, gap: Duration) -> Fallible<()> {
+        let mut next = Instant::now();
+        let deadline = next + span;
+        while next < deadline {
+            for publisher in 0..self.publishers.len() {
+                self.publish_one(publisher)?;
+                self.settle()?;
+            }
+            next += gap;
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+            next = next.max(Instant::now());
         }
         Ok(())
     }

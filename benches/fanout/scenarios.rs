@@ -3,6 +3,7 @@
 use crate::fanout::figures;
 use crate::fanout::loads::Load;
 use crate::fanout::rooms::Shape;
+use crate::fanout::target::Side;
 
 /// What a figure must be.
 #[derive(Clone, Copy, Debug)]
@@ -11,12 +12,24 @@ pub(crate) enum Bar {
     OfFloorAtLeast(f64),
     /// At most this share of the floor's.
     OfFloorAtMost(f64),
+    /// At least this share of the unbounded floor's, which runs only where a bar asks for it.
+    OfUnboundedFloorAtLeast(f64),
     /// At least this.
     AtLeast(f64),
     /// At most this.
     AtMost(f64),
     /// At least so many times the same figure of another scenario, service against service.
     TimesOf(&'static str, f64),
+}
+
+impl Bar {
+    /// The floor beside which the bar is shown.
+    fn floor(self) -> Side {
+        match self {
+            Self::OfUnboundedFloorAtLeast(_) => Side::UnboundedFloor,
+            _ => Side::Floor,
+        }
+    }
 }
 
 /// A load with a name, and what is expected of the service under it.
@@ -29,14 +42,31 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    pub(crate) fn bar(&self, figure: &str) -> Option<Bar> {
-        self.bars.iter().find(|(name, _)| *name == figure).map(|(_, bar)| *bar)
+    /// What a figure must be, beside `floor`.
+    pub(crate) fn bar(&self, figure: &str, floor: Side) -> Option<Bar> {
+        self.bars
+            .iter()
+            .find(|(name, bar)| *name == figure && bar.floor() == floor)
+            .map(|(_, bar)| *bar)
+    }
+
+    /// Whether there is something to compare, or to compare with, on `side`.
+    pub(crate) fn runs_on(&self, side: Side) -> bool {
+        match side {
+            Side::Service => true,
+            Side::Floor => self.load.has_floor(),
+            Side::UnboundedFloor => self.bars.iter().any(|(_, bar)| bar.floor() == side),
+        }
     }
 }
 
 const fn fan_out(rooms: usize, members: usize, in_flight: usize) -> Load {
     Load::FanOut(Shape { rooms, members, in_flight })
 }
+
+/// Each publisher has far more waiting than its fair share, and no member has more coming than its
+/// socket holds: the floods press on the server, not on slow members.
+const FLOODS: Shape = Shape { rooms: 8, members: 500, in_flight: 128 };
 
 /// Throughput and CPU against the floor, for the many members of one room.
 const LARGE_ROOM: &[(&str, Bar)] = &[
@@ -80,7 +110,11 @@ pub(crate) const ALL: &[Scenario] = &[
         name: "room-10000-w4",
         about: "10,000 members, 4 in flight",
         load: fan_out(1, 10_000, 4),
-        bars: LARGE_ROOM,
+        bars: &[
+            LARGE_ROOM[0],
+            LARGE_ROOM[1],
+            (figures::DELIVERIES, Bar::OfUnboundedFloorAtLeast(0.85)),
+        ],
     },
     Scenario {
         name: "pairs-500",
@@ -146,6 +180,12 @@ pub(crate) const ALL: &[Scenario] = &[
         about: "a message to another room right behind a broadcast to 10,000",
         load: Load::Behind { members: 10_000 },
         bars: &[(figures::DELAY_IN_FLUSHES, Bar::AtMost(1.0))],
+    },
+    Scenario {
+        name: "fair",
+        about: "8 publishers that flood a room of 500 each, and a pair that talks",
+        load: Load::Fair(FLOODS),
+        bars: &[(figures::PAIR_P99, Bar::AtMost(100.0))],
     },
     Scenario {
         name: "two-instances",

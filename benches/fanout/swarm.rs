@@ -89,7 +89,7 @@ impl Swarm {
         while joined < rooms.len() {
             while started < rooms.len() && started - joined < OPENING_AT_ONCE {
                 let link = self.connect(address)?;
-                self.send(link, &wire::upgrade(&tokens.client(link)?))?;
+                self.send(link, &wire::upgrade(&tokens.client()?))?;
                 started += 1;
             }
             self.pump_due(|arrival| match arrival.unit {

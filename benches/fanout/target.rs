@@ -28,6 +28,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) enum Side {
     /// The least work that any server could do.
     Floor,
+    /// The same for rooms, without a longest flush.
+    UnboundedFloor,
     /// The service, or the build that `REALTIME_SERVICE_BIN` names.
     Service,
 }
@@ -76,7 +78,10 @@ impl Target {
         match (side, purpose) {
             (Side::Service, _) => Self::start_service(tokens, None),
             (Side::Floor, Purpose::Rooms) => Self::start_floor(&[floor::ARGUMENT], None),
-            (Side::Floor, Purpose::Rest) => {
+            (Side::UnboundedFloor, Purpose::Rooms) => {
+                Self::start_floor(&[floor::UNBOUNDED_ARGUMENT], None)
+            }
+            (Side::Floor | Side::UnboundedFloor, Purpose::Rest) => {
                 let path =
                     env::temp_dir().join(format!("rest-floor-{}", uuid::Uuid::new_v4().simple()));
                 let text = path.to_string_lossy().into_owned();
@@ -117,6 +122,7 @@ impl Target {
             .env("REDIS_ADDR", redis.map(|address| address.to_string()).unwrap_or_default())
             .env("RATE_LIMIT", "0")
             .env("RATE_BYTES", "0")
+            .env("ROOM_RATE_BYTES", "0")
             .env("MAX_CONNECTIONS_PER_USER", "0")
             .env("MAX_CONNECTIONS", MAX_CONNECTIONS)
             // The generator answers no pings; no run is so long.

@@ -1,5 +1,6 @@
 //! Mints the tokens that the generator's connections carry.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -23,6 +24,8 @@ pub(crate) struct Tokens {
     key: EncodingKey,
     expires: u64,
     service: String,
+    /// Clients so far.
+    clients: AtomicUsize,
 }
 
 impl Tokens {
@@ -35,6 +38,7 @@ impl Tokens {
             secret,
             expires: (now + LIFETIME).as_secs(),
             service: String::new(),
+            clients: AtomicUsize::new(0),
         };
         tokens.service = tokens.mint("backend", "service")?;
         Ok(tokens)
@@ -50,11 +54,13 @@ impl Tokens {
         &self.secret
     }
 
-    /// The token of client `number`, each a user of its own.
+    /// The token of one more client, a user of its own in the whole run: a server may serve what one
+    /// user says in turn, over all connections.
     ///
     /// # Errors
     /// When signing fails.
-    pub(crate) fn client(&self, number: usize) -> Fallible<String> {
+    pub(crate) fn client(&self) -> Fallible<String> {
+        let number = self.clients.fetch_add(1, Ordering::Relaxed);
         self.mint(&format!("user-{number}"), "client")
     }
 

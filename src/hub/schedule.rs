@@ -1,22 +1,24 @@
 //! Whose message the hub serves next: deficit round robin between publishers (Shreedhar and Varghese,
 //! 1995), where one that had nothing waiting comes before those that have (RFC 8290, section 4.2).
 //!
-//! Each publisher has a queue of its own. A turn lets it be served until its credit, [`QUANTUM`]
-//! deliveries a round, is used up; what a message costs beyond that is a debt, which it pays by waiting
-//! further rounds. So a publisher waits for what others *may* be served, never for what they have queued:
+//! Each publisher has a queue of its own. A turn lets it be served until its credit, [`QUANTUM`] a round, is
+//! used up; what a message costs beyond that is a debt, which it pays by waiting further rounds. So a
+//! publisher waits for what others *may* be served, never for what they have queued:
 //!
 //! - one that had nothing waiting and owes nothing, for one turn of each publisher that is active: at most
-//!   two quanta of deliveries each, or one message that goes to more connections than that;
+//!   two quanta each, or one message that costs more than that;
 //! - one that has more waiting, for two such turns of each.
 //!
-//! Pure: no clock, no thread. The core says what each message has cost, once it has served it.
+//! What a message costs is the core's to say: about the time that it takes, in sends (`Hub::serve`).
+//!
+//! Pure: no clock, no thread.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
 use slotmap::{SlotMap, new_key_type};
 
-/// Deliveries that a publisher of weight 1 may cause in a round.
+/// What a publisher of weight 1 may cost in a round, in sends.
 pub const QUANTUM: i64 = 500;
 /// Emptied queues that are kept for the next publishers, so that a lone message allocates nothing.
 const SPARE_QUEUES: usize = 64;
@@ -46,7 +48,7 @@ pub struct Schedule<P, T> {
 struct Flow<P, T> {
     publisher: P,
     messages: VecDeque<T>,
-    /// Deliveries that it may still cause in this turn; at or below zero it waits.
+    /// What it may still cost in this turn; at or below zero it waits.
     credit: i64,
     /// What a round adds.
     quantum: i64,
@@ -133,10 +135,10 @@ impl<P: Eq + Hash + Clone, T> Schedule<P, T> {
         }
     }
 
-    /// Charges the message that [`Self::next`] returned last with so many deliveries.
-    pub fn charge(&mut self, deliveries: usize) {
+    /// Charges the message that [`Self::next`] returned last.
+    pub fn charge(&mut self, cost: usize) {
         if let Some(flow) = self.served.take().and_then(|key| self.flows.get_mut(key)) {
-            let cost = i64::try_from(deliveries).unwrap_or(i64::MAX);
+            let cost = i64::try_from(cost).unwrap_or(i64::MAX);
             flow.credit = flow.credit.saturating_sub(cost);
         }
     }

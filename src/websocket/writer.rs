@@ -3,7 +3,7 @@
 //!
 //! A writer that takes a backlog while others wait starts the next writer, up to `MAX_WRITERS`; one that
 //! has had nothing to do for a while ends. Once all run, a backlog that waits gets its turn all the same: a
-//! writer then serves a socket for [`TURN`] at most. A backlog whose peer has taken nothing in its turn
+//! writer then serves a socket for 100 ms at most. A backlog whose peer has taken nothing in its turn
 //! waits behind all others, so stalled peers cannot keep the writers from peers that read.
 
 use std::convert::Infallible;
