@@ -9,6 +9,7 @@ mod incoming;
 mod permits;
 mod requests;
 mod shutdown;
+mod turns;
 
 #[cfg(test)]
 mod tests;
@@ -23,8 +24,8 @@ use crossbeam_channel::bounded;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{
-    CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG, SOCKET_RECEIVE_BUFFER_BYTES,
-    SOCKET_SEND_BUFFER_BYTES,
+    CLOSE_TIMEOUT, CONNECTION_STACK_BYTES, Config, KIB, LISTEN_BACKLOG,
+    SOCKET_RECEIVE_BUFFER_BYTES, SOCKET_SEND_BUFFER_BYTES,
 };
 use crate::http::Head;
 use crate::http::response::{self, Response};
@@ -35,6 +36,7 @@ use forward::Pool;
 use permits::{Permit, Permits};
 use requests::Accepted;
 use shutdown::{GateShutdown, ShutdownPhase};
+use turns::Turns;
 
 /// How long the gate waits when the system has no descriptor or memory for another connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -66,6 +68,7 @@ struct Context {
     /// Request bodies held in memory, in bytes.
     body_bytes: AtomicUsize,
     pool: Pool,
+    turns: Turns,
     upgrade: OnUpgrade,
     counters: Counters,
 }
@@ -110,6 +113,7 @@ impl Gate {
             guard,
             body_bytes: AtomicUsize::new(0),
             pool: Pool::connect(&path)?,
+            turns: Turns::new(),
             upgrade,
             counters,
         });
@@ -173,9 +177,13 @@ fn listen(config: &Config) -> io::Result<TcpListener> {
     socket.set_send_buffer_size(SOCKET_SEND_BUFFER_BYTES)?;
     socket.set_recv_buffer_size(SOCKET_RECEIVE_BUFFER_BYTES)?;
     socket.set_tcp_nodelay(true)?;
-    // What a peer that vanished did not acknowledge is the kernel's no longer than the hub would wait for
-    // a sign of life, also when the socket is closed.
-    socket.set_tcp_user_timeout(Some(config.ping_interval.saturating_mul(2)))?;
+    // What a peer did not acknowledge is the kernel's no longer than the hub would wait for a sign of life,
+    // or for it to read; `CLOSE_TIMEOUT` once the service has done with the connection.
+    let patience = config
+        .ping_interval
+        .saturating_mul(2)
+        .max(config.write_timeout.saturating_add(CLOSE_TIMEOUT));
+    socket.set_tcp_user_timeout(Some(patience))?;
     socket.bind(&bind.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())

@@ -138,13 +138,15 @@ impl Server {
     pub fn shutdown(self) -> Result<(), Unfinished> {
         let deadline = Instant::now() + self.shutdown_timeout;
         self.gate.drain();
-        let all_closed = self.close_connections()?;
-        self.gate
-            .wait_for_requests(deadline)
-            .map_err(|requests| Unfinished { left: vec![format!("{requests} requests")] })?;
-        self.wait_for_connections(&all_closed, deadline)?;
+        // What is left of them must not keep the rest from ending in order.
+        let halfway = Instant::now() + self.shutdown_timeout / 2;
+        let requests = self.gate.wait_for_requests(halfway).err();
+        self.close_connections(deadline)?;
         if let Some(bridge) = &self.bridge {
             bridge.close(deadline).map_err(|error| Unfinished { left: vec![error.to_string()] })?;
+        }
+        if let Some(requests) = requests {
+            return Err(Unfinished { left: vec![format!("{requests} requests")] });
         }
         self.gate.close();
         self.wait(deadline, |name| name.starts_with("conn-"))?;
@@ -155,20 +157,12 @@ impl Server {
         threads.wait(deadline, |_| true).map_err(|left| Unfinished { left })
     }
 
-    /// Has every client closed; what is returned is disconnected when the last has ended.
-    fn close_connections(&self) -> Result<Receiver<Infallible>, Unfinished> {
+    /// Has every client closed, and waits until its threads have ended.
+    fn close_connections(&self, deadline: Instant) -> Result<(), Unfinished> {
         let (closed, all_closed) = bounded::<Infallible>(0);
-        match self.hub.send(Event::Shutdown(closed)) {
-            Ok(()) => Ok(all_closed),
-            Err(_) => Err(Unfinished { left: vec!["hub, which failed".into()] }),
+        if self.hub.send(Event::Shutdown(closed)).is_err() {
+            return Err(Unfinished { left: vec!["hub, which failed".into()] });
         }
-    }
-
-    fn wait_for_connections(
-        &self,
-        all_closed: &Receiver<Infallible>,
-        deadline: Instant,
-    ) -> Result<(), Unfinished> {
         match all_closed.recv_deadline(deadline) {
             Err(RecvTimeoutError::Timeout) => self.wait(deadline, |name| name.starts_with("conn-")),
             Err(RecvTimeoutError::Disconnected) => Ok(()),

@@ -18,7 +18,7 @@ use crate::http::{Head, Response};
 use crate::rest::{CONNECTION_HEADER, PEER_HEADER, USER_HEADER};
 
 /// How long a request waits for one of the connections.
-const BORROW_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BORROW_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a handler may take for its response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// First size of the buffer for a response, in bytes: most fit.
@@ -63,28 +63,13 @@ pub(super) struct Pool {
     /// `None` stands for a broken one, replaced when it is borrowed.
     free: Receiver<Option<UnixStream>>,
     give_back: Sender<Option<UnixStream>>,
-    /// A turn for each request with a body that may be on its way: one less than there are connections.
-    turns: (Sender<()>, Receiver<()>),
-}
-
-/// A turn of [`Pool::turn`]; given back when dropped.
-pub(super) struct Turn<'a>(&'a Pool);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.turns.0.try_send(());
-    }
 }
 
 impl Pool {
     /// Connects all of them.
     pub(super) fn connect(path: &Path) -> io::Result<Self> {
         let (give_back, free) = bounded(REST_CONNECTIONS);
-        let pool =
-            Self { path: path.into(), free, give_back, turns: bounded(REST_CONNECTIONS - 1) };
-        for _ in 1..REST_CONNECTIONS {
-            let _ = pool.turns.0.try_send(());
-        }
+        let pool = Self { path: path.into(), free, give_back };
         for _ in 0..REST_CONNECTIONS {
             let stream = pool.open()?;
             // As many places as connections.
@@ -103,18 +88,6 @@ impl Pool {
         stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
         stream.set_write_timeout(Some(RESPONSE_TIMEOUT))?;
         Ok(stream)
-    }
-
-    /// What a request with a body needs besides a connection: a notification waits for its turn in the hub,
-    /// and shall not keep all connections from probes and scrapes.
-    ///
-    /// # Errors
-    /// The 503 for the peer.
-    pub(super) fn turn(&self) -> Result<Turn<'_>, Response> {
-        match self.turns.1.recv_timeout(BORROW_TIMEOUT) {
-            Ok(()) => Ok(Turn(self)),
-            Err(_) => Err(busy()),
-        }
     }
 
     /// Sends a request and reads its response whole; the connection is free again before a byte of it
@@ -139,7 +112,7 @@ impl Pool {
     }
 }
 
-fn busy() -> Response {
+pub(super) fn busy() -> Response {
     Response::unavailable("all REST handlers are busy")
 }
 

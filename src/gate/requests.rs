@@ -1,13 +1,16 @@
 //! One connection: its requests one after the other, until it ends or becomes a WebSocket.
 
+use socket2::SockRef;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::forward::BORROW_TIMEOUT;
 use super::incoming::{Ended, Incoming, NoHead};
 use super::shutdown::ShutdownPhase;
 use super::{Context, Permit, Upgrade, forward};
+use crate::auth::Identity;
 use crate::config::{KIB, MIB};
 use crate::http::cors;
 use crate::http::head::{Head, Version};
@@ -192,7 +195,11 @@ impl Requests<'_> {
 
     fn write(&self, bytes: &[u8], close: bool) -> Next {
         match write_within(self.stream, bytes, self.context.config.write_timeout) {
-            Err(_) => Next::Gone,
+            Err(_) => {
+                // The peer did not take the response: the kernel need not keep it either.
+                let _ = SockRef::from(self.stream).set_linger(Some(Duration::ZERO));
+                Next::Gone
+            }
             Ok(()) if close => Next::Close,
             Ok(()) => Next::Request,
         }
@@ -209,7 +216,7 @@ impl Requests<'_> {
             }
         };
         let request = forward::request(head, self.peer, self.number, caller.as_ref());
-        match self.forward(head, incoming, request) {
+        match self.forward(head, incoming, request, caller.as_ref()) {
             Ok(mut response) => {
                 for (name, value) in self.cors_headers(Some(head)) {
                     response.add_header(name, &value);
@@ -231,6 +238,7 @@ impl Requests<'_> {
         head: &Head,
         incoming: &mut Incoming<'_>,
         mut request: Vec<u8>,
+        caller: Option<&Identity>,
     ) -> Result<forward::RestResponse, Unserved> {
         // The guard has checked that it is at most MAX_BODY_SIZE.
         let length = head.content_length().and_then(|length| usize::try_from(length).ok());
@@ -244,7 +252,8 @@ impl Requests<'_> {
         if let Some(length) = length.filter(|length| *length > 0) {
             self.continue_if_expected(head, incoming)?;
             self.read_body(incoming, length, &mut request, &mut held)?;
-            turn = Some(self.context.pool.turn()?);
+            let caller = caller.map(|caller| caller.user_id.clone());
+            turn = Some(self.context.turns.take(caller, BORROW_TIMEOUT).ok_or_else(forward::busy)?);
         }
         let response = self.context.pool.exchange(request, head.method() == "HEAD");
         drop(turn);

@@ -7,10 +7,12 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::net::SendFlags;
+use socket2::SockRef;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
+use crate::config::CLOSE_TIMEOUT;
 use crate::protocol::json::quoted;
 
 /// The `Server` header of every response.
@@ -214,6 +216,7 @@ pub fn refuse(stream: &TcpStream, response: &Response, timeout: Duration) {
 
 /// Ends the stream's sending half and drains what the peer still sends.
 pub(crate) fn linger(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(CLOSE_TIMEOUT));
     if stream.shutdown(Shutdown::Write).is_err() {
         return;
     }

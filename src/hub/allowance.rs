@@ -21,7 +21,7 @@ pub const PUBLISHER_BYTES: usize = MIB / 4;
 const PART_OF_FREE: usize = 8;
 /// What a message takes besides its bytes: its place in the queue.
 const MESSAGE_BYTES: usize = 128;
-/// How often who waits looks again, for the sake of what others give back, or the hub's end.
+/// How often who waits looks again: what others give back, and the hub's end, wake nobody.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The hub's thread has ended: the service is stopping.
@@ -109,7 +109,6 @@ impl Allowance {
         }
         self.budget.held_back.fetch_add(1, Ordering::Relaxed);
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        // Before the next look: either that sees what is given back, or who gives it back sees this.
         self.blocked.fetch_add(1, Ordering::SeqCst);
         let taken = loop {
             if self.try_take(bytes) {
@@ -140,12 +139,14 @@ impl Allowance {
         false
     }
 
-    /// Gives the room of a message back; called by the hub, which never waits here: the lock is held only
-    /// for a few instructions.
+    /// Gives the room of a message back. The hub calls it, so it takes no lock, and wakes who waits only when
+    /// half is free: a thread woken for each message would cost the hub more than the message. Who begins to
+    /// wait at the very moment is not woken, and looks again by itself.
     pub fn give_back(&self, bytes: usize) {
         self.subtract(bytes.saturating_add(MESSAGE_BYTES));
-        if self.blocked.load(Ordering::SeqCst) > 0 {
-            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_half_free = self.messages.load(Ordering::Relaxed) <= self.most_messages / 2
+            && self.bytes.load(Ordering::Relaxed) <= self.most_bytes / 2;
+        if is_half_free && self.blocked.load(Ordering::Relaxed) > 0 {
             self.given_back.notify_all();
         }
     }

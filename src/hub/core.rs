@@ -51,6 +51,8 @@ pub struct Hub {
     budget: Arc<Budget>,
     /// Where what came through the broker is given back.
     broker: Arc<Allowance>,
+    /// The same for notifications of this instance.
+    notifications: Arc<Allowance>,
     pub(super) connections: Connections,
     pub(super) rooms: Rooms,
     pub(super) audiences: Groups<Audience>,
@@ -67,8 +69,17 @@ pub struct Hub {
 
 /// What waits in the schedule.
 enum Work {
-    Said { key: ConnectionKey, said: Said, taken: Option<usize> },
-    Notify { waiting: std::vec::IntoIter<Delivery>, counts: Vec<usize>, reply: Sender<Vec<usize>> },
+    Said {
+        key: ConnectionKey,
+        said: Said,
+        taken: Option<usize>,
+    },
+    Notify {
+        waiting: std::vec::IntoIter<Delivery>,
+        counts: Vec<usize>,
+        reply: Sender<Vec<usize>>,
+        taken: usize,
+    },
     Remote(Delivery),
 }
 
@@ -132,6 +143,7 @@ impl Hub {
             outlets,
             budget: Arc::clone(handle.budget()),
             broker: Arc::clone(handle.broker()),
+            notifications: Arc::clone(handle.notifications()),
             connections: Connections::default(),
             rooms: Rooms::default(),
             audiences: Groups::default(),
@@ -160,10 +172,10 @@ impl Hub {
             // `run` has ended at it.
             Event::Stop => {}
             Event::Said { key, said, taken } => self.publish(Work::Said { key, said, taken }, None),
-            Event::Notify(Notify { publisher, deliveries, reply }) => {
+            Event::Notify(Notify { publisher, deliveries, reply, taken }) => {
                 let counts = Vec::with_capacity(deliveries.len());
                 let waiting = deliveries.into_iter();
-                self.publish(Work::Notify { waiting, counts, reply }, Some(publisher));
+                self.publish(Work::Notify { waiting, counts, reply, taken }, Some(publisher));
             }
             Event::Remote(delivery) => {
                 let publisher = PublisherName::Broker(delivery.target.clone());
@@ -191,7 +203,7 @@ impl Hub {
         });
         // A connection that is gone has nothing to say.
         if let Some(publisher) = publisher {
-            self.schedule.push(&publisher, publisher.weight(), work);
+            self.schedule.push(&publisher, publisher.share(), work);
         }
     }
 
@@ -242,15 +254,16 @@ impl Hub {
                 }
                 (self.react(key, said).max(1), None)
             }
-            Work::Notify { mut waiting, mut counts, reply } => {
+            Work::Notify { mut waiting, mut counts, reply, taken } => {
                 let delivered = waiting.next().map(|delivery| self.notify(delivery));
                 counts.extend(delivered);
                 let cost = delivered.unwrap_or(0).max(1);
                 if waiting.as_slice().is_empty() {
+                    self.notifications.give_back(taken);
                     answer(&reply, counts);
                     return (cost, None);
                 }
-                (cost, Some(Work::Notify { waiting, counts, reply }))
+                (cost, Some(Work::Notify { waiting, counts, reply, taken }))
             }
             Work::Remote(delivery) => {
                 self.broker.give_back(delivery.frame.len());
@@ -461,6 +474,7 @@ impl Hub {
         let Some(connection) = self.connections.open(key) else {
             return;
         };
+        connection.outbox.drop_pong();
         connection.outbox.append(frame);
         connection.state = State::Closing;
         connection.ignore();
@@ -583,8 +597,8 @@ impl Hub {
         }
     }
 
-    /// Takes a connection that no longer counts out of all rooms and audiences, but for that of its user,
-    /// whose cap it still counts for until its threads have ended.
+    /// Takes a connection that no longer counts out of its audiences, but for that of its user, whose cap it
+    /// still counts for until its threads have ended; its rooms follow with [`Self::serve`].
     fn leave_all(&mut self, key: ConnectionKey) {
         while let Some((audience, position)) =
             self.connections.slots.get_mut(key).and_then(Connection::leave_audience)
@@ -592,7 +606,6 @@ impl Hub {
             self.fall_silent(&audience, position);
         }
         self.leaving.push_back(key);
-        self.leave_rooms();
     }
 
     /// Goes on with the rooms that closed connections have still to leave.

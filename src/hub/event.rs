@@ -7,6 +7,7 @@ use bytes::Bytes;
 use slotmap::new_key_type;
 
 use super::query::{Counts, ListQuery, Listing};
+use super::schedule::Share;
 use super::socket::Socket;
 use super::stats::Stats;
 use super::users::UserShare;
@@ -160,6 +161,8 @@ pub struct Notify {
     pub deliveries: Vec<Delivery>,
     /// Gets a count of connections for each.
     pub reply: Sender<Vec<usize>>,
+    /// Bytes taken from the allowance of notifications.
+    pub taken: usize,
 }
 
 /// Who publishes: whose messages wait in one queue.
@@ -182,11 +185,13 @@ impl PublisherName {
         if identity.role.may_call_api() { Self::Backend(id) } else { Self::User(id) }
     }
 
-    /// How many times as much as a user it may say while others wait.
-    pub fn weight(&self) -> u32 {
+    /// What it gets of the hub while others wait: a backend eight times as much as a user. The broker has
+    /// a queue for each target, and so could always come with a new one: it never comes first.
+    pub(super) fn share(&self) -> Share {
         match self {
-            Self::User(_) | Self::Broker(_) => 1,
-            Self::Backend(_) | Self::Service => 8,
+            Self::User(_) => Share { weight: 1, comes_first: true },
+            Self::Backend(_) | Self::Service => Share { weight: 8, comes_first: true },
+            Self::Broker(_) => Share { weight: 1, comes_first: false },
         }
     }
 }

@@ -16,9 +16,9 @@ use crate::protocol::Room;
 use crate::protocol::close::Close;
 use crate::runtime::channel::{Sender, bounded};
 
-/// Messages of the broker that may wait for the hub.
+/// Messages of the broker that may wait for the hub, and calls that notify.
 const BROKER_MESSAGES: usize = 10_000;
-/// Bytes of the broker's messages that may wait for the hub.
+/// Bytes of either that may wait for the hub.
 const BROKER_BYTES: usize = 16 * MIB;
 
 /// Sends events to the hub, and never waits to do so: what may wait is bounded by allowances, and by what
@@ -27,16 +27,17 @@ const BROKER_BYTES: usize = 16 * MIB;
 pub struct HubHandle {
     events: Sender<Event>,
     budget: Arc<Budget>,
-    /// Of the broker, and of notifications, which wait in the threads that serve REST.
     broker: Arc<Allowance>,
+    notifications: Arc<Allowance>,
 }
 
 impl HubHandle {
     /// A handle over the hub's channel.
     pub fn new(events: Sender<Event>) -> Self {
         let budget = Arc::new(Budget::default());
-        let broker = Arc::new(Allowance::new(Arc::clone(&budget), BROKER_MESSAGES, BROKER_BYTES));
-        Self { events, budget, broker }
+        let bounded =
+            || Arc::new(Allowance::new(Arc::clone(&budget), BROKER_MESSAGES, BROKER_BYTES));
+        Self { events, broker: bounded(), notifications: bounded(), budget }
     }
 
     /// Sends one event.
@@ -58,7 +59,7 @@ impl HubHandle {
     }
 
     /// Delivers on this instance and hands over to the broker; returns for each the number of local
-    /// connections whose outbox took it.
+    /// connections whose outbox took it. It waits while too many notifications wait already.
     ///
     /// # Errors
     /// [`HubGone`] when the hub has ended.
@@ -67,7 +68,9 @@ impl HubHandle {
         publisher: PublisherName,
         deliveries: Vec<Delivery>,
     ) -> Result<Vec<usize>, HubGone> {
-        self.ask(|reply| Event::Notify(Notify { publisher, deliveries, reply }))
+        let taken = deliveries.iter().map(|delivery| delivery.frame.len()).sum();
+        self.notifications.take(taken)?;
+        self.ask(|reply| Event::Notify(Notify { publisher, deliveries, reply, taken }))
     }
 
     /// Delivers what came through the broker; waits while too much of it waits already.
@@ -108,6 +111,10 @@ impl HubHandle {
 
     pub(super) fn broker(&self) -> &Arc<Allowance> {
         &self.broker
+    }
+
+    pub(super) fn notifications(&self) -> &Arc<Allowance> {
+        &self.notifications
     }
 }
 

@@ -65,6 +65,11 @@ impl Outbox {
         self.pong = Some(frame);
     }
 
+    /// Forgets a pong that waits: nothing comes behind a Close (RFC 6455 section 5.5.1).
+    pub fn drop_pong(&mut self) {
+        self.pong = None;
+    }
+
     /// Whether a pong waits.
     pub fn has_pong(&self) -> bool {
         self.pong.is_some()

@@ -27,6 +27,15 @@ new_key_type! {
     struct FlowKey;
 }
 
+/// What a publisher gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Quanta in a round.
+    pub weight: u32,
+    /// Whether its first message, when it had nothing waiting and owed nothing, comes before what waits.
+    pub comes_first: bool,
+}
+
 /// What waits, by publisher `P`.
 pub struct Schedule<P, T> {
     keys: HashMap<P, FlowKey>,
@@ -71,12 +80,12 @@ impl<P: Eq + Hash + Clone, T> Default for Schedule<P, T> {
 }
 
 impl<P: Eq + Hash + Clone, T> Schedule<P, T> {
-    /// Puts a message behind all others of its publisher. `weight` is how many quanta that one gets in a
-    /// round; it holds until the publisher has nothing waiting and owes nothing.
-    pub fn push(&mut self, publisher: &P, weight: u32, message: T) {
+    /// Puts a message behind all others of its publisher, whose share holds until it has nothing waiting and
+    /// owes nothing.
+    pub fn push(&mut self, publisher: &P, share: Share, message: T) {
         let key = match self.keys.get(publisher) {
             Some(key) => *key,
-            None => self.enter(publisher, weight),
+            None => self.enter(publisher, share),
         };
         if let Some(flow) = self.flows.get_mut(key) {
             self.active += usize::from(flow.messages.is_empty());
@@ -85,17 +94,17 @@ impl<P: Eq + Hash + Clone, T> Schedule<P, T> {
         }
     }
 
-    fn enter(&mut self, publisher: &P, weight: u32) -> FlowKey {
-        let quantum = QUANTUM.saturating_mul(i64::from(weight.max(1)));
+    fn enter(&mut self, publisher: &P, share: Share) -> FlowKey {
+        let quantum = QUANTUM.saturating_mul(i64::from(share.weight.max(1)));
         let key = self.flows.insert(Flow {
             publisher: publisher.clone(),
             messages: self.spare.pop().unwrap_or_default(),
             credit: quantum,
             quantum,
-            is_new: true,
+            is_new: share.comes_first,
         });
         self.keys.insert(publisher.clone(), key);
-        self.new.push_back(key);
+        if share.comes_first { &mut self.new } else { &mut self.old }.push_back(key);
         key
     }
 

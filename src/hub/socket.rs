@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use socket2::SockRef;
 
+use crate::config::CLOSE_TIMEOUT;
 use crate::runtime::clock::{AtomicMoment, Moment};
 
 /// How long a writer waits for a peer to take anything before it looks whether others wait.
@@ -150,6 +151,8 @@ impl Socket for TcpSocket {
     }
 
     fn shutdown(&self, how: Shutdown) {
+        // Nothing more is sent: what the peer does not take in time is not worth the kernel's memory.
+        let _ = SockRef::from(&self.stream).set_tcp_user_timeout(Some(CLOSE_TIMEOUT));
         let _ = self.stream.shutdown(how);
     }
 

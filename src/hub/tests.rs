@@ -244,8 +244,9 @@ impl Bench {
         let (reply, counts) = channel::bounded(1);
         let deliveries = vec![Delivery { target, frame: text_frame(text) }];
         let publisher = PublisherName::Service;
+        self.handle.notifications().take(0).unwrap();
         self.serve();
-        self.hub.accept(Event::Notify(Notify { publisher, deliveries, reply }));
+        self.hub.accept(Event::Notify(Notify { publisher, deliveries, reply, taken: 0 }));
         self.flush();
         counts.recv().unwrap()[0]
     }

@@ -8,6 +8,7 @@ mod rate;
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::info;
 use prometheus_client::metrics::counter::Counter;
@@ -29,6 +30,12 @@ use rate::{ClientRate, ControlRate, RateDecision};
 /// makes every small message dearer. A message over half of it grows it to about twice the message, and a
 /// connection keeps it until it ends.
 const READ_BUFFER_BYTES: usize = 1024;
+
+/// How long a connection over its rate is not read behind each message that is refused.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(10);
+/// How long a connection that is being closed is not read behind each KiB: a megabyte a second is enough for
+/// what was on its way, and a flood is nothing to be in a hurry for.
+const DRAIN_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a reader needs to do its work.
 pub struct Reader {
@@ -114,6 +121,8 @@ impl Reader {
             RateDecision::Pass => {}
             RateDecision::Refuse { tell } => {
                 self.rate_limited.inc();
+                // Else a flood that is refused would cost more than one that is served.
+                std::thread::sleep(REFUSAL_PAUSE);
                 // Who asked with an id waits for the answer.
                 let id = text.ok().and_then(MessageId::of);
                 let answers = tell || id.is_some();
@@ -188,7 +197,7 @@ impl Reader {
             match self.socket.stream().read(&mut scrap) {
                 Ok(0) => return,
                 Ok(_) if self.socket.is_aborted() => return,
-                Ok(_) => {}
+                Ok(_) => std::thread::sleep(DRAIN_PAUSE),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return,
             }
@@ -244,6 +253,10 @@ fn end_of(error: &Error) -> ReadEnd {
         Error::Utf8(_) => ReadEnd::Close(Close::InvalidUtf8),
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => ReadEnd::Gone,
         Error::Protocol(_) => ReadEnd::Close(Close::Protocol),
+        // The intake's: a message in too many frames.
+        Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            ReadEnd::Close(Close::RateLimited)
+        }
         _ => ReadEnd::Gone,
     }
 }

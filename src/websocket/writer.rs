@@ -4,7 +4,7 @@
 //! A writer that takes a backlog while others wait starts the next writer, up to `MAX_WRITERS`; one that
 //! has had nothing to do for a while ends. Once all run, a backlog that waits gets its turn all the same: a
 //! writer then serves a socket for 100 ms at most. A backlog whose peer has taken nothing in its turn
-//! waits behind all others, so stalled peers cannot keep the writers from peers that read.
+//! waits behind nearly all others, so stalled peers cannot keep the writers from peers that read.
 
 use std::convert::Infallible;
 use std::io;
@@ -22,6 +22,9 @@ use crate::runtime::threads::Threads;
 
 /// How long a writer serves one socket while other backlogs wait.
 const TURN: Duration = SEND_TIMEOUT;
+/// Every so many times a backlog whose peer took nothing comes first: while others never cease, its peer may
+/// have begun to read.
+const STALLED_EVERY: usize = 8;
 /// How long a writer waits for a backlog before it ends; the last one stays.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -44,6 +47,8 @@ struct Pool {
     idle: AtomicUsize,
     /// Writers started so far, for the threads' names.
     started: AtomicUsize,
+    /// Times that a backlog was looked for.
+    taken: AtomicUsize,
     threads: Threads,
     hub: HubHandle,
 }
@@ -70,6 +75,7 @@ impl WriterPool {
             running: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
             threads,
             hub,
         });
@@ -143,7 +149,12 @@ impl Pool {
 
     /// The next backlog, or why there is none.
     fn next(&self) -> Woken {
-        if let Ok(job) = self.ready.1.try_recv().or_else(|_| self.stalled.1.try_recv()) {
+        let taken = self.taken.fetch_add(1, Ordering::Relaxed);
+        let mut queues = [&self.ready.1, &self.stalled.1];
+        if taken.is_multiple_of(STALLED_EVERY) {
+            queues.reverse();
+        }
+        if let Some(job) = queues.iter().find_map(|queue| queue.try_recv().ok()) {
             return Woken::Backlog(job);
         }
         let backlog = |job: Result<WriterJob, _>| job.map_or(Woken::Stopped, Woken::Backlog);
@@ -193,7 +204,7 @@ impl Pool {
 
 /// Counts a writer out, also when it panics.
 struct Running<'a> {
-    pool: &'a Pool,
+    pool: &'a Arc<Pool>,
     is_counted: bool,
 }
 
@@ -201,6 +212,10 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         if self.is_counted {
             self.pool.running.fetch_sub(1, Ordering::AcqRel);
+        }
+        if std::thread::panicking() {
+            // Another takes over; without one, backlogs wait until their clock cuts them.
+            let _ = self.pool.start_writer();
         }
     }
 }

@@ -13,6 +13,8 @@ use crate::bridge::inbox::{Inbound, Inbox};
 use crate::bridge::{DropReason, Handler};
 use crate::runtime::count::Kind;
 
+/// Probes that may be missing while other messages come: they may only stand behind those.
+const MISSING_PROBES_UNDER_LOAD: u64 = 10;
 /// Longest wait for the answer when a subscription is left; Redis may be dead.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(50);
 /// Most characters of a channel's name in a log line.
@@ -111,6 +113,9 @@ impl Subscriber {
                     if self.take(&message, &mut proof).is_break() {
                         break;
                     }
+                    if self.missing_probes(&proof) >= MISSING_PROBES_UNDER_LOAD {
+                        return Err(SessionError::NoProbe);
+                    }
                 }
                 Err(error) if error.is_timeout() => self.check(subscription, &mut proof)?,
                 Err(error) if is_interrupted(&error) => {}
@@ -145,13 +150,18 @@ impl Subscriber {
         self.shared.link.probe_returned();
     }
 
+    /// Probes that were sent since the last one that came back.
+    fn missing_probes(&self, proof: &Proof) -> u64 {
+        self.shared.confirmed_probe().saturating_sub(proof.probe)
+    }
+
     /// Checks that the subscription is alive, after a read that timed out.
     fn check(
         &mut self,
         subscription: &mut redis::PubSub<'_>,
         proof: &mut Proof,
     ) -> Result<(), SessionError> {
-        if self.shared.confirmed_probe().saturating_sub(proof.probe) >= MISSING_PROBES {
+        if self.missing_probes(proof) >= MISSING_PROBES {
             return Err(SessionError::NoProbe);
         }
         // Only needed while there is no publisher, and so no probes. A ping that times out would swallow

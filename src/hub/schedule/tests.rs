@@ -52,7 +52,7 @@ impl Model {
         let message = Message { publisher, number: self.pushed[publisher], cost };
         self.pushed[publisher] += 1;
         self.queues[publisher].push_back(message);
-        self.schedule.push(&publisher, weight, message);
+        self.schedule.push(&publisher, Share { weight, comes_first: true }, message);
     }
 
     /// Serves one message: what it is, how long it waited as the first of its publisher, and whether it
@@ -75,6 +75,7 @@ impl Model {
     }
 }
 
+const SHARE: Share = Share { weight: 1, comes_first: true };
 const PUBLISHERS: usize = 8;
 const MOST: usize = QUANTUM as usize;
 
@@ -169,12 +170,12 @@ fn one_publisher_alone_is_served_at_once_and_forgotten() {
 #[test]
 fn the_rest_of_a_batch_stays_the_first_of_its_publisher() {
     let mut schedule = Schedule::<u8, &str>::default();
-    schedule.push(&1, 1, "batch");
-    schedule.push(&1, 1, "later");
+    schedule.push(&1, SHARE, "batch");
+    schedule.push(&1, SHARE, "later");
     assert_eq!(schedule.next(), Some("batch"));
     schedule.put_back("rest of the batch");
     schedule.charge(2 * MOST);
-    schedule.push(&2, 1, "other");
+    schedule.push(&2, SHARE, "other");
     assert_eq!(schedule.active(), 2);
     let order: Vec<_> = std::iter::from_fn(|| {
         let message = schedule.next();

@@ -48,6 +48,9 @@ impl Read for Intake {
                     if let Some(bytes @ [_, ..]) = buffer.get(..length) {
                         self.note(bytes);
                     }
+                    if self.boundary.fragments > MAX_FRAGMENTS {
+                        return Err(io::ErrorKind::InvalidData.into());
+                    }
                     return Ok(length);
                 }
                 Err(error) => return Err(error),
@@ -102,6 +105,8 @@ impl<S> Write for Followed<S> {
     }
 }
 
+/// Most frames of one message. No rate counts them, and empty ones add nothing to the message's size.
+const MAX_FRAGMENTS: u32 = 1024;
 /// Longest frame header, in bytes (RFC 6455 section 5.2).
 const MAX_HEADER_BYTES: usize = 14;
 
@@ -113,6 +118,8 @@ struct Boundary {
     header: Vec<u8>,
     payload_left: u64,
     in_fragments: bool,
+    /// Frames so far of a message that goes on.
+    fragments: u32,
 }
 
 impl Boundary {
@@ -147,6 +154,8 @@ impl Boundary {
                     self.payload_left = length;
                     if matches!(header.opcode, OpCode::Data(_)) {
                         self.in_fragments = !header.is_final;
+                        self.fragments =
+                            if header.is_final { 0 } else { self.fragments.saturating_add(1) };
                     }
                     ended_one |= self.is_between_messages();
                 }
