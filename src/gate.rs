@@ -113,7 +113,7 @@ impl Gate {
             guard,
             body_bytes: AtomicUsize::new(0),
             pool: Pool::connect(&path)?,
-            turns: Turns::new(),
+            turns: Turns::default(),
             upgrade,
             counters,
         });

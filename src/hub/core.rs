@@ -38,7 +38,7 @@ use crate::runtime::clock::{Moment, uptime};
 
 /// Deliveries to connections that a flush reaches anyway which cost as much as reaching one more: a send takes
 /// microseconds, and a further frame in it a tenth of one.
-const DELIVERIES_PER_SEND: usize = 8;
+const DELIVERIES_PER_SEND: usize = 16;
 /// Rooms that closed connections leave in one iteration of the loop: an admin may be in a million.
 const LEFT_AT_ONCE: usize = 1000;
 /// How often a client whose messages have no id is told that a room is over its rate.

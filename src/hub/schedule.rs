@@ -19,7 +19,7 @@ use std::hash::Hash;
 use slotmap::{SlotMap, new_key_type};
 
 /// What a publisher of weight 1 may cost in a round, in sends.
-pub const QUANTUM: i64 = 500;
+pub const QUANTUM: i64 = 1000;
 /// Emptied queues that are kept for the next publishers, so that a lone message allocates nothing.
 const SPARE_QUEUES: usize = 64;
 
