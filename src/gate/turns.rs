@@ -1,18 +1,19 @@
-//! Whose request with a body is served next. A notification waits for the hub, and would keep the few
-//! connections to tiny_http from others meanwhile: one is always left for probes and scrapes, and callers that
-//! wait get the rest in turn, however many requests each has.
+//! Whose request with a body is served next. A notification waits for the hub, and keeps one of the few
+//! connections to tiny_http from others meanwhile: callers that wait get them in turn, however many requests
+//! each has.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::REST_CONNECTIONS;
 use crate::protocol::Id;
 
-/// Requests with a body at once: one less than there are connections.
-const MOST: usize = REST_CONNECTIONS - 1;
+/// Requests with a body at once: all connections, so that a probe or a scrape, which needs no turn, waits for
+/// the first of these to be answered, and for none that waits.
+const MOST: usize = REST_CONNECTIONS;
 
 /// Who calls; without a token all are one caller.
 type Caller = Option<Id>;
@@ -21,8 +22,11 @@ type Caller = Option<Id>;
 #[derive(Default)]
 pub(super) struct Turns(Mutex<Queue>);
 
-/// A turn; the next who waits gets it when it is dropped.
-pub(super) struct Turn<'a>(&'a Turns);
+/// A turn; when it is dropped, another caller that waits gets it.
+pub(super) struct Turn<'a> {
+    turns: &'a Turns,
+    caller: Caller,
+}
 
 #[derive(Default)]
 struct Queue {
@@ -38,20 +42,41 @@ struct Queue {
 
 struct Waiter {
     number: u64,
-    wake: Sender<()>,
+    wake: Sender<Woken>,
+}
+
+/// What a request that waited is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// It has a turn.
+    Granted,
+    /// A turn of its own caller is over: it may have it, unless a request that need not be woken was faster.
+    TryAgain,
 }
 
 impl Turns {
     /// Waits for a turn of this caller; `None` when there was none within `timeout`.
     pub(super) fn take(&self, caller: Caller, timeout: Duration) -> Option<Turn<'_>> {
-        let (number, woken) = match self.queue().enter(&caller) {
-            None => return Some(Turn(self)),
-            Some(place) => place,
-        };
-        match woken.recv_timeout(timeout) {
-            Err(RecvTimeoutError::Timeout) if self.queue().leave(&caller, number) => None,
-            // Who is not in the queue any more has been given a turn.
-            _ => Some(Turn(self)),
+        let deadline = Instant::now() + timeout;
+        let mut is_first = false;
+        loop {
+            let Some((number, woken)) = self.queue().enter(&caller, is_first) else {
+                return Some(Turn { turns: self, caller });
+            };
+            match woken.recv_deadline(deadline) {
+                Ok(Woken::Granted) => return Some(Turn { turns: self, caller }),
+                Ok(Woken::TryAgain) => is_first = true,
+                Err(_) => {
+                    if self.queue().leave(&caller, number) {
+                        return None;
+                    }
+                    // It was woken at the last moment.
+                    is_first = true;
+                    if woken.try_recv() == Ok(Woken::Granted) {
+                        return Some(Turn { turns: self, caller });
+                    }
+                }
+            }
         }
     }
 
@@ -62,28 +87,33 @@ impl Turns {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.queue().pass_on();
+        self.turns.queue().pass_on(&self.caller);
     }
 }
 
 impl Queue {
     /// Takes a turn that is free, or gets in line.
-    fn enter(&mut self, caller: &Caller) -> Option<(u64, Receiver<()>)> {
+    fn enter(&mut self, caller: &Caller, is_first: bool) -> Option<(u64, Receiver<Woken>)> {
         if self.taken < MOST {
             self.taken += 1;
             return None;
         }
         self.number += 1;
         let (wake, woken) = bounded(1);
+        let waiter = Waiter { number: self.number, wake };
         let waiters = self.waiting.entry(caller.clone()).or_default();
         if waiters.is_empty() {
             self.order.push_back(caller.clone());
         }
-        waiters.push_back(Waiter { number: self.number, wake });
+        if is_first {
+            waiters.push_front(waiter);
+        } else {
+            waiters.push_back(waiter);
+        }
         Some((self.number, woken))
     }
 
-    /// Gets out of the line; false when the turn has come.
+    /// Gets out of the line; false when it was woken.
     fn leave(&mut self, caller: &Caller, number: u64) -> bool {
         let Some(waiters) = self.waiting.get_mut(caller) else { return false };
         let before = waiters.len();
@@ -96,25 +126,28 @@ impl Queue {
         was_there
     }
 
-    /// Gives a turn that is over to the next caller that waits.
-    fn pass_on(&mut self) {
-        let Some(caller) = self.order.pop_front() else {
+    /// A turn of `caller` is over. Another caller that waits gets it; one of its own requests is only woken,
+    /// since handing a turn to a thread that sleeps leaves a connection idle until it runs.
+    fn pass_on(&mut self, caller: &Caller) {
+        let other = self.order.iter().position(|waiting| waiting != caller);
+        let woken = if other.is_some() { Woken::Granted } else { Woken::TryAgain };
+        let next = self.order.remove(other.unwrap_or(0));
+        let waiter = next.and_then(|next| {
+            let waiters = self.waiting.get_mut(&next)?;
+            let waiter = waiters.pop_front();
+            if waiters.is_empty() {
+                self.waiting.remove(&next);
+            } else {
+                self.order.push_back(next);
+            }
+            waiter
+        });
+        if waiter.is_none() || woken == Woken::TryAgain {
             self.taken = self.taken.saturating_sub(1);
-            return;
-        };
-        let Some(waiters) = self.waiting.get_mut(&caller) else {
-            return self.pass_on();
-        };
-        let next = waiters.pop_front();
-        if waiters.is_empty() {
-            self.waiting.remove(&caller);
-        } else {
-            self.order.push_back(caller);
         }
-        match next {
+        if let Some(waiter) = waiter {
             // It waits for this, or is about to look whether it has come.
-            Some(waiter) => _ = waiter.wake.try_send(()),
-            None => self.pass_on(),
+            let _ = waiter.wake.try_send(woken);
         }
     }
 }
@@ -130,7 +163,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     #[test]
-    fn one_caller_may_have_all_turns_and_one_connection_is_left() {
+    fn one_caller_may_have_all_turns_when_nobody_else_waits() {
         let turns = Turns::default();
         let mut held: Vec<_> = (0..MOST).map(|_| turns.take(None, SHORT).unwrap()).collect();
         assert!(turns.take(None, SHORT).is_none());
