@@ -76,7 +76,7 @@ fn come_and_leave(service: &Service, way: usize, token: &str) {
 #[test]
 fn a_thousand_a_second_leave_nothing_behind() {
     let each: usize = if full_size() { 2500 } else { 400 };
-    let service = Service::with(&[("MAX_CONNECTIONS_PER_USER", "0")]);
+    let service = Service::with(&[("MAX_CONNECTIONS_PER_USER", "0"), ("RATE_LIMIT", "0")]);
     service.assert_unharmed_by(|service| {
         let start = Instant::now();
         std::thread::scope(|scope| {

@@ -62,6 +62,9 @@ fn flood(service: &Service, user: &str, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         // Refused while the former ones have not ended.
         let Some(mut client) = Client::try_connect(service.addr(), &request) else { continue };
+        if !client.head.starts_with("HTTP/1.1 101 ") {
+            continue;
+        }
         client.stream().set_nonblocking(true).unwrap();
         let mut sent = 0;
         while !stop.load(Ordering::Relaxed)

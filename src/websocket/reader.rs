@@ -253,10 +253,6 @@ fn end_of(error: &Error) -> ReadEnd {
         Error::Utf8(_) => ReadEnd::Close(Close::InvalidUtf8),
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => ReadEnd::Gone,
         Error::Protocol(_) => ReadEnd::Close(Close::Protocol),
-        // The intake's: a message in too many frames.
-        Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-            ReadEnd::Close(Close::RateLimited)
-        }
         _ => ReadEnd::Gone,
     }
 }

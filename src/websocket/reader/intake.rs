@@ -3,6 +3,7 @@
 
 use std::io::{self, Cursor, Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::OpCode;
@@ -48,8 +49,9 @@ impl Read for Intake {
                     if let Some(bytes @ [_, ..]) = buffer.get(..length) {
                         self.note(bytes);
                     }
-                    if self.boundary.fragments > MAX_FRAGMENTS {
-                        return Err(io::ErrorKind::InvalidData.into());
+                    if self.boundary.fragments >= FRAGMENTS_AT_ONCE {
+                        self.boundary.fragments = 0;
+                        std::thread::sleep(FRAGMENTS_PAUSE);
                     }
                     return Ok(length);
                 }
@@ -105,8 +107,11 @@ impl<S> Write for Followed<S> {
     }
 }
 
-/// Most frames of one message. No rate counts them, and empty ones add nothing to the message's size.
-const MAX_FRAGMENTS: u32 = 1024;
+/// Frames of one message that are read without a pause. No rate counts them, and empty ones add nothing to the
+/// message's size, so a flood of them would cost the others the processor.
+const FRAGMENTS_AT_ONCE: u32 = 1024;
+/// How long nothing is read behind so many.
+const FRAGMENTS_PAUSE: Duration = Duration::from_millis(10);
 /// Longest frame header, in bytes (RFC 6455 section 5.2).
 const MAX_HEADER_BYTES: usize = 14;
 
@@ -118,7 +123,7 @@ struct Boundary {
     header: Vec<u8>,
     payload_left: u64,
     in_fragments: bool,
-    /// Frames so far of a message that goes on.
+    /// Frames of a message that goes on, since the last pause.
     fragments: u32,
 }
 
