@@ -24,6 +24,7 @@ pub mod socket;
 mod stats;
 mod users;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -100,6 +101,17 @@ impl Drop for EndOfHub {
     }
 }
 
+/// Looks at all that has come; breaks at [`Event::Stop`].
+fn accept_all(hub: &mut Hub, events: &Receiver<Event>) -> ControlFlow<()> {
+    for event in events.try_iter().take(EVENTS_AT_ONCE) {
+        if matches!(event, Event::Stop) {
+            return ControlFlow::Break(());
+        }
+        hub.accept(event);
+    }
+    ControlFlow::Continue(())
+}
+
 /// The hub's loop: looks at all that has come, serves what waits until a flush is due, flushes, and ticks
 /// once a second, also under load. Ends at [`Event::Stop`].
 pub fn run(mut hub: Hub, events: &Receiver<Event>) {
@@ -114,14 +126,16 @@ pub fn run(mut hub: Hub, events: &Receiver<Event>) {
             }
         }
         let start = Instant::now();
-        for event in events.try_iter().take(EVENTS_AT_ONCE) {
-            if matches!(event, Event::Stop) {
-                return;
-            }
-            hub.accept(event);
+        if accept_all(&mut hub, events).is_break() {
+            return;
         }
         hub.serve();
-        hub.flush();
+        while !hub.flush_part() {
+            if accept_all(&mut hub, events).is_break() {
+                return;
+            }
+            hub.serve_newcomers();
+        }
         let now = Instant::now();
         hub.observe_iteration(now - start);
         if now >= next_tick {

@@ -22,7 +22,7 @@ use super::outbox::{BacklogLimits, Flush};
 use super::rates::{Pace, UserLimits};
 use super::room_rates::RoomRates;
 use super::rooms::Rooms;
-use super::schedule::{QUANTUM, Schedule};
+use super::schedule::{QUANTUM, Schedule, Share};
 use super::socket::Socket;
 use super::stats::{MessageKind, Stats};
 use super::users::UserTable;
@@ -39,6 +39,11 @@ use crate::runtime::clock::{Moment, uptime};
 /// Deliveries to connections that a flush reaches anyway which cost as much as reaching one more: a send takes
 /// microseconds, and a further frame in it a tenth of one.
 const DELIVERIES_PER_SEND: usize = 16;
+/// Whose message goes to no more connections may come first when it had nothing waiting: a pair does not
+/// notice a hundred such, and would notice one to a large room.
+const SMALL_REACH: usize = 16;
+/// Connections that are flushed before the hub looks whether something has come that goes first.
+const FLUSHED_AT_ONCE: usize = 128;
 /// Rooms that closed connections leave in one iteration of the loop: an admin may be in a million.
 const LEFT_AT_ONCE: usize = 1000;
 /// How often a client whose messages have no id is told that a room is over its rate.
@@ -59,6 +64,8 @@ pub struct Hub {
     users: UserTable,
     room_rates: RoomRates,
     schedule: Schedule<PublisherName, Work>,
+    /// What newcomers have cost in this flush, in sends.
+    newcomers_served: usize,
     /// Closed connections that have still to leave rooms.
     leaving: VecDeque<ConnectionKey>,
     pub(super) stats: Stats,
@@ -87,7 +94,9 @@ enum Work {
 #[derive(Default)]
 pub(super) struct Connections {
     pub(super) slots: SlotMap<ConnectionKey, Connection>,
-    pub(super) dirty: Vec<ConnectionKey>,
+    pub(super) dirty: VecDeque<ConnectionKey>,
+    /// Whether what is marked as dirty now is flushed before the rest.
+    is_urgent: bool,
     pub(super) batch: FrameBatch,
     /// Frames appended since the last flush.
     pub(super) appended: usize,
@@ -106,10 +115,7 @@ impl Connections {
         connection.outbox.append(frame);
         connection.sent += 1;
         self.appended += 1;
-        if !connection.dirty {
-            connection.dirty = true;
-            self.dirty.push(key);
-        }
+        self.mark_dirty(key);
         true
     }
 
@@ -124,7 +130,11 @@ impl Connections {
     fn mark_dirty(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.slots.get_mut(key).filter(|c| !c.dirty) {
             connection.dirty = true;
-            self.dirty.push(key);
+            if self.is_urgent {
+                self.dirty.push_front(key);
+            } else {
+                self.dirty.push_back(key);
+            }
         }
     }
 }
@@ -148,6 +158,7 @@ impl Hub {
             rooms: Rooms::default(),
             audiences: Groups::default(),
             schedule: Schedule::default(),
+            newcomers_served: 0,
             leaving: VecDeque::new(),
             stats: Stats::default(),
             closed: None,
@@ -203,7 +214,25 @@ impl Hub {
         });
         // A connection that is gone has nothing to say.
         if let Some(publisher) = publisher {
-            self.schedule.push(&publisher, publisher.share(), work);
+            let comes_first = publisher.may_come_first() && self.reach(&work) <= SMALL_REACH;
+            let share = Share { weight: publisher.weight(), comes_first };
+            self.schedule.push(&publisher, share, work);
+        }
+    }
+
+    /// How many connections a piece of work goes to, as far as can be told before it is its turn.
+    fn reach(&self, work: &Work) -> usize {
+        match work {
+            Work::Said { said: Said::Broadcast(broadcast), .. } => {
+                self.rooms.members(&broadcast.room).len()
+            }
+            Work::Said { .. } => 1,
+            Work::Notify { waiting, .. } => waiting
+                .as_slice()
+                .iter()
+                .map(|delivery| members(&self.rooms, &self.audiences, &delivery.target).len())
+                .sum(),
+            Work::Remote(delivery) => members(&self.rooms, &self.audiences, &delivery.target).len(),
         }
     }
 
@@ -213,14 +242,32 @@ impl Hub {
         while !self.wants_flush()
             && let Some(work) = self.schedule.next()
         {
-            let sends = self.connections.dirty.len();
-            let (deliveries, rest) = self.perform(work);
-            if let Some(rest) = rest {
-                self.schedule.put_back(rest);
-            }
-            let sends = self.connections.dirty.len().saturating_sub(sends);
-            self.schedule.charge(sends + deliveries.div_ceil(DELIVERIES_PER_SEND));
+            self.serve_one(work);
         }
+    }
+
+    fn serve_one(&mut self, work: Work) {
+        let sends = self.connections.dirty.len();
+        let (deliveries, rest) = self.perform(work);
+        if let Some(rest) = rest {
+            self.schedule.put_back(rest);
+        }
+        let sends = self.connections.dirty.len().saturating_sub(sends);
+        self.schedule.charge(sends + deliveries.div_ceil(DELIVERIES_PER_SEND));
+    }
+
+    /// Between two parts of a flush: serves publishers that had nothing waiting, and has what they say sent
+    /// before the rest. A pair so does not wait for a flood that came just before it.
+    pub fn serve_newcomers(&mut self) {
+        self.connections.is_urgent = true;
+        while self.newcomers_served < FLUSH_SOCKETS
+            && let Some(work) = self.schedule.next_newcomer()
+        {
+            let sends = self.connections.dirty.len();
+            self.serve_one(work);
+            self.newcomers_served += 1 + self.connections.dirty.len().saturating_sub(sends);
+        }
+        self.connections.is_urgent = false;
     }
 
     /// Whether something waits for [`Self::serve`].
@@ -300,15 +347,25 @@ impl Hub {
 
     /// Sends what is appended, each dirty connection at once.
     pub fn flush(&mut self) {
-        let mut dirty = std::mem::take(&mut self.connections.dirty);
-        for key in dirty.drain(..) {
+        while !self.flush_part() {}
+    }
+
+    /// Flushes some of the dirty connections; whether all are flushed now.
+    pub fn flush_part(&mut self) -> bool {
+        for _ in 0..FLUSHED_AT_ONCE {
+            let Some(key) = self.connections.dirty.pop_front() else {
+                break;
+            };
             self.flush_one(key);
         }
-        // Nothing that a flush does marks a connection as dirty, so the list's memory serves again.
-        self.connections.dirty = dirty;
+        if !self.connections.dirty.is_empty() {
+            return false;
+        }
         self.connections.batch.clear();
         self.stats.deliveries += self.connections.appended as u64;
         self.connections.appended = 0;
+        self.newcomers_served = 0;
+        true
     }
 
     /// Does what the clock makes due on every connection, and flushes.
@@ -537,13 +594,7 @@ impl Hub {
     }
 
     fn deliver(&mut self, target: &Target, frame: Bytes) -> usize {
-        let members = match target {
-            Target::Room(room) => self.rooms.members(room),
-            Target::User(id) => self.audiences.members(&Audience::User(id.clone())),
-            Target::Seller(id) => self.audiences.members(&Audience::Seller(id.clone())),
-            Target::Admins => self.audiences.members(&Audience::Admins),
-            Target::Everyone => self.audiences.members(&Audience::Everyone),
-        };
+        let members = members(&self.rooms, &self.audiences, target);
         let reached = self.connections.append_all(members, frame);
         self.stats.fan_out.observe(reached as f64);
         reached
@@ -734,6 +785,21 @@ impl Connection {
             sent = self.sent;
             "disconnected"
         );
+    }
+}
+
+/// The connections of a target.
+fn members<'a>(
+    rooms: &'a Rooms,
+    audiences: &'a Groups<Audience>,
+    target: &Target,
+) -> &'a [ConnectionKey] {
+    match target {
+        Target::Room(room) => rooms.members(room),
+        Target::User(id) => audiences.members(&Audience::User(id.clone())),
+        Target::Seller(id) => audiences.members(&Audience::Seller(id.clone())),
+        Target::Admins => audiences.members(&Audience::Admins),
+        Target::Everyone => audiences.members(&Audience::Everyone),
     }
 }
 

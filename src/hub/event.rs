@@ -7,7 +7,6 @@ use bytes::Bytes;
 use slotmap::new_key_type;
 
 use super::query::{Counts, ListQuery, Listing};
-use super::schedule::Share;
 use super::socket::Socket;
 use super::stats::Stats;
 use super::users::UserShare;
@@ -185,13 +184,17 @@ impl PublisherName {
         if identity.role.may_call_api() { Self::Backend(id) } else { Self::User(id) }
     }
 
-    /// What it gets of the hub while others wait: a backend eight times as much as a user. The broker has
-    /// a queue for each target, and so could always come with a new one: it never comes first.
-    pub(super) fn share(&self) -> Share {
+    /// How many times as much as a user it gets of the hub while others wait.
+    pub(super) fn weight(&self) -> u32 {
         match self {
-            Self::User(_) => Share { weight: 1, comes_first: true },
-            Self::Backend(_) | Self::Service => Share { weight: 8, comes_first: true },
-            Self::Broker(_) => Share { weight: 1, comes_first: false },
+            Self::User(_) | Self::Broker(_) => 1,
+            Self::Backend(_) | Self::Service => 8,
         }
+    }
+
+    /// Whether it may come first when it had nothing waiting. The broker has a queue for each target, and so
+    /// could always come with a new one.
+    pub(super) fn may_come_first(&self) -> bool {
+        !matches!(self, Self::Broker(_))
     }
 }

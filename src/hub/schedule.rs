@@ -144,6 +144,14 @@ impl<P: Eq + Hash + Clone, T> Schedule<P, T> {
         }
     }
 
+    /// The next message of publishers that had nothing waiting and owed nothing, if any is left in their first
+    /// turn; else as [`Self::next`].
+    pub fn next_newcomer(&mut self) -> Option<T> {
+        let flow = self.new.front().and_then(|key| self.flows.get(*key))?;
+        let is_in_its_turn = flow.credit > 0 && !flow.messages.is_empty();
+        if is_in_its_turn { self.next() } else { None }
+    }
+
     /// Charges the message that [`Self::next`] returned last.
     pub fn charge(&mut self, cost: usize) {
         if let Some(flow) = self.served.take().and_then(|key| self.flows.get_mut(key)) {
