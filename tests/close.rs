@@ -72,6 +72,23 @@ fn what_is_sent_behind_a_close_does_not_count() {
 }
 
 #[test]
+fn no_pong_comes_behind_the_close() {
+    let service = Service::start();
+    for n in 0..50_u8 {
+        let mut client = member(&service);
+        // In one segment: the pong may come before the Close, or not at all.
+        client.send_bytes(&[frame(0x89, &[n]), frame(0x88, b"\x03\xe8")].concat());
+        let mut first = client.next();
+        if first == Frame::Pong(vec![n]) {
+            first = client.next();
+        }
+        assert_eq!(first, close(1000, ""), "{n}");
+        client.end_sending();
+        assert_eq!(client.next(), Frame::End, "{n}");
+    }
+}
+
+#[test]
 fn a_breach_of_the_rfc_is_1002() {
     let service = Service::start();
     let mut bystander = member(&service);

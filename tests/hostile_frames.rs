@@ -146,6 +146,7 @@ fn fragments_count_together() {
         let mut client = service.client("patient", "");
         client.send_bytes(&frame(1, b""));
         let idle = service.rss_kib();
+        let start = Instant::now();
         for _ in 0..100 {
             client.send_bytes(&frame(0, b"").repeat(1000));
         }
@@ -153,6 +154,9 @@ fn fragments_count_together() {
         assert_eq!(client.json()["payload"]["code"], "invalid_json");
         let grown = service.rss_kib().saturating_sub(idle);
         assert!(grown < 1024, "{grown} KiB for 100,000 empty fragments");
+        // No rate counts them, so nothing is read for 10 ms behind each thousand or so.
+        let took = start.elapsed();
+        assert!(took > Duration::from_millis(500), "a flood of fragments took {took:?}");
     });
 }
 

@@ -119,6 +119,26 @@ fn while_it_ends_only_the_probes_are_answered_and_running_requests_finish() {
 }
 
 #[test]
+fn a_notification_that_runs_at_the_signal_is_delivered_before_the_close() {
+    let service = Service::start();
+    let mut client = service.client("7", "");
+    client.assert_quiet();
+    let body = r#"{"event":"last","user_id":"7","data":1}"#;
+    let (first, second) = body.split_at(body.len() / 2);
+    let mut running = service.ask_to_notify(body.len());
+    running.write_all(first.as_bytes()).unwrap();
+
+    service.signal("TERM");
+    until("/ready is 503", || service.http("GET", "/ready", None, "").status == 503);
+    running.write_all(second.as_bytes()).unwrap();
+    let notified = Response::read(&mut running).unwrap();
+    assert_eq!((notified.status, notified.json()["delivered"].clone()), (200, json!(1)));
+    assert_eq!(client.json()["event"], "last");
+    say_goodbye(&mut client);
+    assert_ended_well(service.wait());
+}
+
+#[test]
 fn a_backlog_is_delivered_before_the_close() {
     let service = Service::with(&[("WRITE_TIMEOUT", "30s")]);
     let mut slow = service.narrow_client("7");

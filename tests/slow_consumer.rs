@@ -13,11 +13,11 @@ mod support;
 use std::io::{Read, Write};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::{Client, Service, full_size, read_to_end, token, until};
+use support::{Client, Frame, PATIENCE, Service, full_size, read_to_end, token, until};
 
 /// Frames on their way at most: those that the slowest healthy member has not received.
 const IN_FLIGHT: usize = 64;
@@ -242,4 +242,51 @@ fn stalled_peers_do_not_keep_the_only_writer_from_one_that_reads() {
     reading.assert_quiet();
     drop((stalled, reading));
     service.assert_recovers(before);
+}
+
+#[test]
+fn a_peer_that_paused_gets_a_writer_again_while_others_never_cease() {
+    const STEADY: usize = 8;
+    const BATCHES: usize = 3;
+    const MESSAGES: usize = 16;
+    let service = Service::with(&[("MAX_WRITERS", "2"), ("SEND_QUEUE_BYTES", "16MiB")]);
+    let enter = |user: &str| {
+        let mut client = service.narrow_client(user);
+        client.join("lobby");
+        client
+    };
+    let steady: Vec<_> = (0..STEADY).map(|n| enter(&format!("steady-{n}"))).collect();
+    let mut paused = enter("paused");
+    let (done, filler) = (AtomicBool::new(false), "x".repeat(60_000));
+    std::thread::scope(|scope| {
+        for mut client in steady {
+            let done = &done;
+            // 200 KB a second at most, for about 14 seconds.
+            scope.spawn(move || {
+                let begin = Instant::now();
+                while !done.load(Ordering::Relaxed) && begin.elapsed() < PATIENCE {
+                    let _ = client.stream().read(&mut [0; 4096]);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+        }
+        let one = json!({"event": "filler", "room": "lobby", "data": filler});
+        let batch = serde_json::Value::from(vec![one; MESSAGES]);
+        (0..BATCHES).for_each(|_| assert_eq!(service.notify(&batch).status, 200));
+        let start = Instant::now();
+        std::thread::sleep(Duration::from_secs(1));
+        for n in 0..BATCHES * MESSAGES {
+            let Frame::Text(text) = paused.next() else { panic!("cut before message {n}") };
+            assert!(text.contains("filler"));
+        }
+        println!(
+            "all had after {:?}, beside a steady one with {} frames left",
+            start.elapsed(),
+            backlog(&service, "steady-0")
+        );
+        paused.assert_quiet();
+        done.store(true, Ordering::Relaxed);
+    });
+    let cut = service.log().into_iter().find(|line| line.contains("slow consumer"));
+    assert_eq!(cut, None);
 }
