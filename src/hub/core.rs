@@ -119,6 +119,11 @@ impl Connections {
         true
     }
 
+    /// What the next flush costs so far, in sends.
+    fn cost(&self) -> usize {
+        self.dirty.len() + self.appended / DELIVERIES_PER_SEND
+    }
+
     fn append_all(&mut self, keys: &[ConnectionKey], frame: Bytes) -> usize {
         if keys.is_empty() {
             return 0;
@@ -200,7 +205,7 @@ impl Hub {
         let mut rest = Some(work);
         // Nobody is overtaken while nothing waits, and nobody waits long for so little.
         while self.schedule.is_empty()
-            && (self.connections.appended as i64) < QUANTUM
+            && self.connections.cost() < QUANTUM as usize
             && let Some(work) = rest
         {
             rest = self.perform(work).1;
