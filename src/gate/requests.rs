@@ -1,10 +1,11 @@
 //! One connection: its requests one after the other, until it ends or becomes a WebSocket.
 
-use socket2::SockRef;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use socket2::SockRef;
 
 use super::forward::BORROW_TIMEOUT;
 use super::incoming::{Ended, Incoming, NoHead};

@@ -82,6 +82,7 @@ enum Work {
         taken: Option<usize>,
     },
     Notify {
+        publisher: PublisherName,
         waiting: std::vec::IntoIter<Delivery>,
         counts: Vec<usize>,
         reply: Sender<Vec<usize>>,
@@ -187,21 +188,18 @@ impl Hub {
             Event::Shutdown(closed) => self.shut_down(closed),
             // `run` has ended at it.
             Event::Stop => {}
-            Event::Said { key, said, taken } => self.publish(Work::Said { key, said, taken }, None),
+            Event::Said { key, said, taken } => self.publish(Work::Said { key, said, taken }),
             Event::Notify(Notify { publisher, deliveries, reply, taken }) => {
                 let counts = Vec::with_capacity(deliveries.len());
                 let waiting = deliveries.into_iter();
-                self.publish(Work::Notify { waiting, counts, reply, taken }, Some(publisher));
+                self.publish(Work::Notify { publisher, waiting, counts, reply, taken });
             }
-            Event::Remote(delivery) => {
-                let publisher = PublisherName::Broker(delivery.target.clone());
-                self.publish(Work::Remote(delivery), Some(publisher));
-            }
+            Event::Remote(delivery) => self.publish(Work::Remote(delivery)),
         }
     }
 
-    /// Schedules what a publisher says; a connection's publisher is known by its key.
-    fn publish(&mut self, work: Work, publisher: Option<PublisherName>) {
+    /// Schedules what a publisher says.
+    fn publish(&mut self, work: Work) {
         let mut rest = Some(work);
         // Nobody is overtaken while nothing waits, and nobody waits long for so little.
         while self.schedule.is_empty()
@@ -211,17 +209,22 @@ impl Hub {
             rest = self.perform(work).1;
         }
         let Some(work) = rest else { return };
-        let publisher = publisher.or_else(|| match &work {
-            Work::Said { key, .. } => {
-                self.connections.slots.get(*key).map(|c| PublisherName::of(&c.identity))
-            }
-            Work::Notify { .. } | Work::Remote(_) => None,
-        });
         // A connection that is gone has nothing to say.
-        if let Some(publisher) = publisher {
+        if let Some(publisher) = self.publisher(&work) {
             let comes_first = publisher.may_come_first() && self.reach(&work) <= SMALL_REACH;
             let share = Share { weight: publisher.weight(), comes_first };
             self.schedule.push(&publisher, share, work);
+        }
+    }
+
+    /// Who said it; `None` when that is a connection that is gone.
+    fn publisher(&self, work: &Work) -> Option<PublisherName> {
+        match work {
+            Work::Said { key, .. } => {
+                self.connections.slots.get(*key).map(|c| PublisherName::of(&c.identity))
+            }
+            Work::Notify { publisher, .. } => Some(publisher.clone()),
+            Work::Remote(delivery) => Some(PublisherName::Broker(delivery.target.clone())),
         }
     }
 
@@ -251,7 +254,8 @@ impl Hub {
         }
     }
 
-    fn serve_one(&mut self, work: Work) {
+    /// Serves one message, and charges its publisher; returns by how many sends the flush has grown.
+    fn serve_one(&mut self, work: Work) -> usize {
         let sends = self.connections.dirty.len();
         let (deliveries, rest) = self.perform(work);
         if let Some(rest) = rest {
@@ -259,6 +263,7 @@ impl Hub {
         }
         let sends = self.connections.dirty.len().saturating_sub(sends);
         self.schedule.charge(sends + deliveries.div_ceil(DELIVERIES_PER_SEND));
+        sends
     }
 
     /// Between two parts of a flush: serves publishers that had nothing waiting, and has what they say sent
@@ -268,9 +273,7 @@ impl Hub {
         while self.newcomers_served < FLUSH_SOCKETS
             && let Some(work) = self.schedule.next_newcomer()
         {
-            let sends = self.connections.dirty.len();
-            self.serve_one(work);
-            self.newcomers_served += 1 + self.connections.dirty.len().saturating_sub(sends);
+            self.newcomers_served += 1 + self.serve_one(work);
         }
         self.connections.is_urgent = false;
     }
@@ -306,7 +309,7 @@ impl Hub {
                 }
                 (self.react(key, said).max(1), None)
             }
-            Work::Notify { mut waiting, mut counts, reply, taken } => {
+            Work::Notify { publisher, mut waiting, mut counts, reply, taken } => {
                 let delivered = waiting.next().map(|delivery| self.notify(delivery));
                 counts.extend(delivered);
                 let cost = delivered.unwrap_or(0).max(1);
@@ -315,7 +318,7 @@ impl Hub {
                     answer(&reply, counts);
                     return (cost, None);
                 }
-                (cost, Some(Work::Notify { waiting, counts, reply, taken }))
+                (cost, Some(Work::Notify { publisher, waiting, counts, reply, taken }))
             }
             Work::Remote(delivery) => {
                 self.broker.give_back(delivery.frame.len());

@@ -1,4 +1,4 @@
-//! What comes to the hub: the closed set of events, and the handle that sends them.
+//! What comes to the hub: the closed set of events.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -16,10 +16,10 @@ use crate::protocol::Room;
 use crate::protocol::close::Close;
 use crate::runtime::channel::{Sender, bounded};
 
-/// Messages of the broker that may wait for the hub, and calls that notify.
-const BROKER_MESSAGES: usize = 10_000;
+/// Messages of the broker that may wait for the hub; as many calls that notify.
+const WAITING_MESSAGES: usize = 10_000;
 /// Bytes of either that may wait for the hub.
-const BROKER_BYTES: usize = 16 * MIB;
+const WAITING_BYTES: usize = 16 * MIB;
 
 /// Sends events to the hub, and never waits to do so: what may wait is bounded by allowances, and by what
 /// one thread asks at a time.
@@ -36,7 +36,7 @@ impl HubHandle {
     pub fn new(events: Sender<Event>) -> Self {
         let budget = Arc::new(Budget::default());
         let bounded =
-            || Arc::new(Allowance::new(Arc::clone(&budget), BROKER_MESSAGES, BROKER_BYTES));
+            || Arc::new(Allowance::new(Arc::clone(&budget), WAITING_MESSAGES, WAITING_BYTES));
         Self { events, broker: bounded(), notifications: bounded(), budget }
     }
 

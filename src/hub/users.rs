@@ -49,11 +49,10 @@ impl UserTable {
 
     /// The user gets a place in the hub: its rates, as it left them.
     pub fn enter(&mut self, id: &Id) -> Arc<UserShare> {
-        let Self { limits, budget, .. } = self;
-        let limits = *limits;
-        let user = self.users.entry(id.clone()).or_insert_with(|| User {
+        let Self { limits, budget, users, .. } = self;
+        let user = users.entry(id.clone()).or_insert_with(|| User {
             share: Arc::new(UserShare {
-                rates: UserRates::new(limits),
+                rates: UserRates::new(*limits),
                 allowance: Allowance::of_user(Arc::clone(budget)),
             }),
             places: 0,
