@@ -63,6 +63,8 @@ pub const TICK: Duration = Duration::from_secs(1);
 pub const UNFINISHED_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a closing connection may take to finish before it is cut.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a client is told that it, or a room, is over its rate, when its messages have no id.
+pub const RATE_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// How long a client may stay over its rate, without a pause, before it is closed with 1008.
 pub const RATE_PATIENCE: Duration = Duration::from_secs(10);
 /// Persistent connections to tiny_http: as many as the threads that it keeps.

@@ -10,22 +10,18 @@
 mod crowd;
 mod support;
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crowd::{Background, Crowd, Echo, Flood, broadcast, flooded, percentile, start, start_on};
 use serde_json::json;
-use support::{Redis, Service, full_size, token};
-
-/// One test at a time: each measures how long others wait, and wants the whole machine.
-static MACHINE: Mutex<()> = Mutex::new(());
+use support::{Redis, Service, full_size, machine, token};
 
 /// Nobody waits so long for an echo or an answer, whatever the machine is.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 #[test]
 fn one_user_who_floods_a_large_room_delays_nobody_in_another() {
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let members = if full_size() { 5000 } else { 2000 };
     let service = start(&[]);
     let mut crowd = Crowd::new(&service);
@@ -105,7 +101,7 @@ fn talk_in_pairs(service: &Service, pairs: usize, time: Duration) -> Vec<Duratio
 
 #[test]
 fn pairs_talk_as_before_while_ten_users_flood_rooms() {
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let (members, time) = if full_size() { (500, 20) } else { (200, 6) };
     let service = start(&[]);
     let mut crowd = Crowd::new(&service);
@@ -147,7 +143,7 @@ fn hub_time(service: &Service) -> Duration {
 #[test]
 fn events_for_a_seller_who_is_not_there_cost_the_same_however_many_others_are() {
     const EVENTS: usize = 10_000;
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let others = if full_size() { 5000 } else { 2000 };
     let redis = Redis::start();
     let service = start_on(&redis, &[]);

@@ -10,13 +10,13 @@
 mod support;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Client, Frame, PATIENCE, Redis, Service, token_with, unix_now, until};
+use support::{Client, Frame, PATIENCE, Redis, Service, machine, token_with, unix_now, until};
 
 /// Tests send as fast as they can, and are not pinged however slow the machine is.
 const UNDISTURBED: [(&str, &str); 2] = [("RATE_LIMIT", "0"), ("PING_INTERVAL", "1h")];
@@ -694,31 +694,24 @@ fn measure_added_latency(members: usize, messages: usize, per_second: u32) {
     assert!(added < Duration::from_millis(5), "the second instance adds {added:?} at p99");
 }
 
-/// The full sizes measure, so they run one after another.
-static MACHINE: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[test]
 #[ignore = "full size, run with --release"]
 fn a_thousand_on_each_have_every_message_once_and_in_order() {
-    let _machine = alone();
+    let _machine = machine();
     publish_alternately(1000, 2000);
 }
 
 #[test]
 #[ignore = "full size, run with --release"]
 fn the_second_instance_adds_less_than_five_milliseconds() {
-    let _machine = alone();
+    let _machine = machine();
     measure_added_latency(1000, 2000, 100);
 }
 
 #[test]
 #[ignore = "full size, run with --release"]
 fn redis_dies_ten_times_before_a_thousand_on_each() {
-    let _machine = alone();
+    let _machine = machine();
     let sent = publish_while_redis_dies(1000, 10, 100);
     assert!(sent >= 2000, "only {sent} messages were published meanwhile");
 }

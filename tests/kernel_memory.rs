@@ -13,15 +13,11 @@ mod support;
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crowd::{CONNECTIONS_PER_USER, Crowd, Pace, start};
 use serde_json::{Value, json};
-use support::{Service, full_size, token, until};
-
-/// One test at a time: they count what is the whole machine's.
-static MACHINE: Mutex<()> = Mutex::new(());
+use support::{Service, full_size, machine, token, until};
 
 /// Rounds of those who were cut and keep their end open, at most.
 const HELD_ROUNDS: usize = 5;
@@ -67,7 +63,7 @@ fn connect_and_be_cut(service: &Service, crowd: &mut Crowd, user: &str) -> Range
 
 #[test]
 fn a_peer_that_keeps_its_end_open_keeps_nothing_of_the_service_s() {
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let rounds = if full_size() { 100 } else { 10 };
     let service = start(&[]);
     // What the first connections take once is not counted.
@@ -102,7 +98,7 @@ fn a_peer_that_keeps_its_end_open_keeps_nothing_of_the_service_s() {
 #[test]
 fn a_peer_that_says_goodbye_and_does_not_read_keeps_nothing_for_long() {
     const PEERS: usize = 20;
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let service = start(&[]);
     let mut peers: Vec<_> = (0..PEERS).map(|_| service.narrow_client("7")).collect();
     // More than a peer's socket takes, and less than the service's: the Close lies behind it in the kernel.
@@ -125,7 +121,7 @@ fn a_peer_that_says_goodbye_and_does_not_read_keeps_nothing_for_long() {
 
 #[test]
 fn thousands_who_come_and_are_cut_leave_nothing_behind() {
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let connects = if full_size() { 100_000 } else { 5000 };
     let service = start(&[]);
     // The latest who were cut, and have not ended their side.

@@ -11,15 +11,11 @@
 mod crowd;
 mod support;
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crowd::{Crowd, Echo, start};
 use serde_json::{Value, json};
-use support::{Client, Service, frame, full_size, token, until};
-
-/// One test at a time: one measures memory, the other time.
-static MACHINE: Mutex<()> = Mutex::new(());
+use support::{Client, Service, frame, full_size, machine, token, until};
 
 /// Rooms that one answer lists at most.
 const LISTED: usize = 1000;
@@ -51,7 +47,7 @@ fn clients(service: &Service, query: &str) -> Value {
 
 #[test]
 fn up_to_a_thousand_rooms_are_listed_as_ever_and_then_the_largest() {
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let many = if full_size() { 200_000 } else { 20_000 };
     let service = start(&NO_RATES);
     let mut admin = service.client("1", "admin");
@@ -94,7 +90,7 @@ fn up_to_a_thousand_rooms_are_listed_as_ever_and_then_the_largest() {
 
 #[test]
 fn connections_come_in_pages() {
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let service = start(&[]);
     let mut crowd = Crowd::new(&service);
     crowd.enter("member", 250, "lobby");
@@ -120,7 +116,7 @@ fn anonymous_kib(service: &Service) -> u64 {
 fn rooms_that_are_gone_leave_their_memory_to_the_next() {
     const ADMINS: usize = 4;
     const ROUNDS: usize = 5;
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let each = if full_size() { 50_000 } else { 12_500 };
     // With one arena the allocator can use again what another thread took: with several it is chance.
     let one_arena = ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1");

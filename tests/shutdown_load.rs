@@ -14,15 +14,11 @@ mod support;
 use std::collections::HashSet;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crowd::{Crowd, Flood, flooded, start, start_on};
 use serde_json::{Value, json};
-use support::{Frame, Redis, Response, Service, full_size, token};
-
-/// One test at a time: each wants the whole machine.
-static MACHINE: Mutex<()> = Mutex::new(());
+use support::{Frame, Redis, Response, Service, full_size, machine, token};
 
 /// SIGTERM; the exit code is to be 0. Returns how long it took.
 fn end(service: Service) -> Duration {
@@ -36,7 +32,7 @@ fn end(service: Service) -> Duration {
 
 #[test]
 fn every_client_gets_its_close_while_forty_flood() {
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let members = if full_size() { 5000 } else { 1500 };
     let service = start(&[]);
     let mut crowd = Crowd::new(&service);
@@ -95,7 +91,7 @@ fn published(subscription: &mut redis::PubSub<'_>, redis: &Redis) -> HashSet<u64
 #[test]
 fn what_was_answered_200_has_been_published() {
     const CALLERS: u64 = 8;
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let redis = Redis::start();
     let mut other = redis.connection();
     let mut subscription = other.as_pubsub();

@@ -13,15 +13,12 @@ mod support;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crowd::{Background, CONNECTIONS_PER_USER, Crowd, Pace, broadcast, start, start_on};
 use serde_json::{Value, json};
-use support::{PATIENCE, Redis, Service, full_size, token};
-
-/// One test at a time: each sends as much as the machine can.
-static MACHINE: Mutex<()> = Mutex::new(());
+use support::{PATIENCE, Redis, Service, full_size, machine, token};
 
 /// Bytes of a large notification.
 const LARGE: usize = 60_000;
@@ -54,7 +51,7 @@ fn number_and_time(text: &[u8]) -> (usize, u64) {
 #[test]
 fn a_large_batch_reaches_every_member_that_reads() {
     const MESSAGES: usize = 16;
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let members = if full_size() { 8000 } else { 2000 };
     let service = start(&[]);
     let mut crowd = Crowd::new(&service);
@@ -87,7 +84,7 @@ fn a_large_batch_reaches_every_member_that_reads() {
 #[test]
 fn a_fast_reader_gets_all_that_is_published_on_redis_at_once() {
     const MESSAGES: usize = 2000;
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let redis = Redis::start();
     let service = start_on(&redis, &[]);
     let mut reader = service.client("reader", "");
@@ -118,7 +115,7 @@ fn a_fast_reader_gets_all_that_is_published_on_redis_at_once() {
 #[test]
 fn members_on_a_slow_line_survive_a_burst_of_two_sockets() {
     const EACH: u64 = 100;
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     let service = start(&[]);
     let mut crowd = Crowd::new(&service);
     let members = crowd.enter("member", 20, "lobby");
@@ -161,7 +158,7 @@ fn members_that_read_do_not_wait_for_those_that_do_not() {
     const FOR_ALL: usize = 4;
     const FOR_SOME: usize = 8;
     const SOME_USERS: usize = 5;
-    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _machine = machine();
     // The smaller size has fewer writers than stalled members too, and shares the machine.
     let (each, writers, pause, bound) = if full_size() {
         (1000, "1024", Duration::from_secs(1), Duration::from_millis(500))

@@ -28,7 +28,9 @@ use super::stats::{MessageKind, Stats};
 use super::users::UserTable;
 use super::{Outlets, WriterJob};
 use crate::auth::{Identity, Role};
-use crate::config::{Config, FLUSH_BYTES, FLUSH_FRAMES, FLUSH_SOCKETS, LONE_FLUSH_FRAMES};
+use crate::config::{
+    Config, FLUSH_BYTES, FLUSH_FRAMES, FLUSH_SOCKETS, LONE_FLUSH_FRAMES, RATE_TOLD_EVERY,
+};
 use crate::protocol::close::Close;
 use crate::protocol::{
     ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
@@ -46,8 +48,6 @@ const SMALL_REACH: usize = 16;
 const FLUSHED_AT_ONCE: usize = 128;
 /// Rooms that closed connections leave in one iteration of the loop: an admin may be in a million.
 const LEFT_AT_ONCE: usize = 1000;
-/// How often a client whose messages have no id is told that a room is over its rate.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// The pure core.
 pub struct Hub {
@@ -501,7 +501,8 @@ impl Hub {
         let Some(connection) = self.connections.open(key) else {
             return;
         };
-        let is_due = connection.told_of_room_rate.is_none_or(|told| now.since(told) >= TOLD_EVERY);
+        let is_due =
+            connection.told_of_room_rate.is_none_or(|told| now.since(told) >= RATE_TOLD_EVERY);
         if id.is_none() {
             if !is_due {
                 return;

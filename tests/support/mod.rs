@@ -20,6 +20,7 @@ mod tokens;
 
 use std::net::TcpListener;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use backend::{ALLOW, Backend, DENY, hang, respond};
@@ -52,6 +53,12 @@ pub fn signal(pid: u32, name: &str) {
     let kill = [r#"kill -s "$0" "$1""#, name, &pid.to_string()];
     let status = Command::new("sh").arg("-c").args(kill).status().unwrap();
     assert!(status.success(), "kill -s {name} {pid}");
+}
+
+/// One test of a file at a time: for those that measure, or count what is the whole machine's.
+pub fn machine() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether the tests run at the full size that the release run takes: `FULL_SIZE=1`.

@@ -3,11 +3,8 @@
 
 use std::time::Duration;
 
-use crate::config::{RATE_PATIENCE, RateLimit};
+use crate::config::{RATE_PATIENCE, RATE_TOLD_EVERY, RateLimit};
 use crate::hub::rates::{OwnedRate, Pace, UserRates};
-
-/// How often a client that is over its rates is told; a pause this long also ends a row of refusals.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// Pings and pongs of one connection. Clients ping every few seconds at most, to keep the connection or to
 /// measure its delay; each ping costs the hub an event and a send.
@@ -50,12 +47,13 @@ impl ClientRate {
             return RateDecision::Pass;
         }
         match &mut self.row {
-            Some(row) if now.saturating_sub(row.latest) <= TOLD_EVERY => {
+            // A pause this long ends the row.
+            Some(row) if now.saturating_sub(row.latest) <= RATE_TOLD_EVERY => {
                 row.latest = now;
                 if now.saturating_sub(row.start) >= RATE_PATIENCE {
                     return RateDecision::Close;
                 }
-                let tell = now.saturating_sub(row.told) >= TOLD_EVERY;
+                let tell = now.saturating_sub(row.told) >= RATE_TOLD_EVERY;
                 if tell {
                     row.told = now;
                 }
