@@ -12,8 +12,8 @@ mod crowd;
 mod support;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crowd::{Background, CONNECTIONS_PER_USER, Crowd, Pace, broadcast, start, start_on};
