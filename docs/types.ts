@@ -187,6 +187,10 @@ export type Admin = {
 
 /** What a client receives when a backend notifies. */
 export type Notification = {
+  /** Number in the room, where it was sent to one. */
+  seq?: number,
+  /** Number in the user's own notifications, where it was sent to a user. */
+  user_seq?: number,
   /** What happened, e.g. `order_created`. */
   event: string,
   /** Any JSON, byte for byte; `null` when there was none. */
@@ -218,10 +222,26 @@ export type Message = {
 /** Repeated in the reply. */
 export type MessageId = string | number;
 
+/** Where a client is in the past of a room, or of its own notifications. */
+export type LogPosition = {
+  /** Another one than before: the numbers have begun anew. */
+  epoch: string,
+  /** Number of the last message that the client has. */
+  seq: number,
+};
+
 /** Names a room. */
 export type RoomPayload = {
   /** 1 to 128 of `A–Z a–z 0–9 _ - . :` */
   room: string,
+};
+
+/** Names a room, and what the client has of it. */
+export type JoinPayload = {
+  /** 1 to 128 of `A–Z a–z 0–9 _ - . :` */
+  room: string,
+  /** Asks for all that came since; only in a message with an `id`. */
+  since?: LogPosition,
 };
 
 /** What a client sends to a room. */
@@ -232,13 +252,20 @@ export type BroadcastPayload = {
   body?: unknown,
 };
 
+/** What the client has of its own notifications. */
+export type ResumePayload = {
+  /** Asks for all that came since. */
+  since?: LogPosition,
+};
+
 /** What a client sends. */
-export type ClientMessage = { "type": "join", id?: MessageId, payload: RoomPayload }
+export type ClientMessage = { "type": "join", id?: MessageId, payload: JoinPayload }
   | { "type": "leave", id?: MessageId, payload: RoomPayload }
-  | { "type": "broadcast", id?: MessageId, payload: BroadcastPayload };
+  | { "type": "broadcast", id?: MessageId, payload: BroadcastPayload }
+  | { "type": "resume", id?: MessageId, payload: ResumePayload };
 
 /** Why a message was refused. */
-export type ErrorCode = "invalid_json" | "unsupported_type" | "invalid_room" | "invalid_room_format" | "not_authorized" | "too_many_rooms" | "rate_limited" | "server_error";
+export type ErrorCode = "invalid_json" | "unsupported_type" | "invalid_room" | "invalid_room_format" | "invalid_since" | "not_authorized" | "too_many_rooms" | "rate_limited" | "server_error";
 
 /** What went wrong; the connection stays open. */
 export type ErrorPayload = {
@@ -248,14 +275,52 @@ export type ErrorPayload = {
   error: string,
 };
 
+/** Where the client is in a room. */
+export type JoinedPayload = {
+  /** As it was asked for. */
+  room: string,
+  /** Absent, as `seq`, where `HISTORY_MESSAGES` is 0. */
+  epoch?: string,
+  /** Number of the last message before the ones that come now. */
+  seq?: number,
+  /** Only with `since`: whether all messages since come now; if not, none of them does. */
+  recovered?: boolean,
+};
+
+/** Where the client is in its own notifications. */
+export type ResumedPayload = {
+  /** Absent, as `seq`, where `HISTORY_MESSAGES` is 0. */
+  epoch?: string,
+  /** Number of the last message before the ones that come now. */
+  seq?: number,
+  /** With `since`: whether all notifications since come now; `false` also where nothing is kept. */
+  recovered?: boolean,
+};
+
 /** The answer to a message that had an `id`; errors also come without one. */
-export type ReplyMessage = { "type": "joined", id: MessageId, payload: RoomPayload }
+export type ReplyMessage = { "type": "joined", id: MessageId, payload: JoinedPayload }
   | { "type": "left", id: MessageId, payload: RoomPayload }
   | { "type": "sent", id: MessageId, payload: RoomPayload }
-  | { "type": "error", id?: MessageId, payload: ErrorPayload };
+  | { "type": "error", id?: MessageId, payload: ErrorPayload }
+  | { "type": "resumed", id?: MessageId, payload: ResumedPayload };
+
+/** Of which room, and where the client is now. */
+export type ResetPayload = {
+  /** Absent: the user's own notifications. */
+  room?: string,
+  /** Another one than before, unless the client only was too slow for what it missed. */
+  epoch: string,
+  /** Number of the last message before the ones that come now. */
+  seq: number,
+};
+
+/** Something may be missing: load anew what the messages are about. */
+export type ResetMessage = { "type": "reset", payload: ResetPayload };
 
 /** What members of a room get when a client broadcasts. */
 export type RoomMessage = {
+  /** Number of the message in the room; absent where `HISTORY_MESSAGES` is 0. */
+  seq?: number,
   /** Id of the sender's connection. */
   from: string,
   /** The room that it was sent to. */
@@ -268,7 +333,7 @@ export type RoomMessage = {
 
 /** All JSON that the service sends to a client. Joins and leaves without an `id` are answered with the
  * plain texts `joined <room>` and `left <room>`. */
-export type ServerMessage = ReplyMessage | RoomMessage | Notification;
+export type ServerMessage = ReplyMessage | ResetMessage | RoomMessage | Notification;
 
 /** Whom a notification is for: exactly one of three. */
 export type NotificationTarget = { user_id: MessageId }

@@ -49,6 +49,8 @@ pub const QUEUE_BYTES: usize = 16 * crate::config::MIB;
 /// - **Absence.** The broker may be away at any time, at start too. The implementation reconnects by
 ///   itself, tells about it in [`state`](Self::state) and in one log line per change, and delivers
 ///   again within 5 s of the broker's return.
+/// - **Losses are told.** Whenever messages of others may have been missed, since there was no subscription, the
+///   handler gets [`Incoming::BrokenOff`] before the first message that comes again; so also at the start.
 /// - **Foreign messages.** What other systems publish is checked before it reaches the handler; what is
 ///   not understood is counted and dropped.
 pub trait PubSub: Send + Sync {
@@ -105,13 +107,23 @@ impl BridgeState {
 pub struct Outgoing {
     /// Whom it is for.
     pub target: Target,
-    /// The client-visible JSON object: the payload of the frame that local connections get.
-    pub payload: Bytes,
+    /// The JSON object that clients get, from behind its opening brace and its number on: at least one member,
+    /// and the closing brace.
+    pub members: Bytes,
 }
 
-/// Takes the messages that arrive, in order, on one thread; may block. It returns `Break` when nobody wants
-/// messages any more, which ends the subscription.
-pub type Handler = Box<dyn FnMut(Delivery) -> ControlFlow<()> + Send>;
+/// What comes from the broker.
+#[derive(Debug, Clone)]
+pub enum Incoming {
+    /// A message.
+    Message(Delivery),
+    /// What was published before now, and did not come, will not come any more.
+    BrokenOff,
+}
+
+/// Takes what arrives, in order, on one thread; may block. It returns `Break` when nobody wants messages any
+/// more, which ends the subscription.
+pub type Handler = Box<dyn FnMut(Incoming) -> ControlFlow<()> + Send>;
 
 /// The threads had not ended at the deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

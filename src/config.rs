@@ -35,6 +35,8 @@ pub const MAX_EVENT_BYTES: usize = 128;
 pub const MAX_ROOM_BYTES: usize = 128;
 /// Longest id of a user, seller or client, in bytes.
 pub const MAX_ID_BYTES: usize = 128;
+/// Longest `epoch` of a position that a client brings back, in bytes.
+pub const MAX_EPOCH_BYTES: usize = 64;
 /// Shortest `JWT_SECRET` in production, in bytes: the output size of SHA-256 (RFC 7518, section 3.2).
 pub const MIN_PRODUCTION_SECRET_BYTES: usize = 32;
 
@@ -57,6 +59,14 @@ pub const FLUSH_SOCKETS: usize = 1024;
 /// Bytes appended, each frame counted once, before the hub flushes: a batch of large notifications goes out
 /// in parts, rather than being a backlog at every member at once.
 pub const FLUSH_BYTES: usize = 256 * KIB;
+/// Bytes of a replay that a connection gets in one turn: as much as a send is worth, and little enough for
+/// others to wait behind.
+pub const REPLAY_BYTES: usize = 64 * KIB;
+/// How long the number of a room is remembered in which nobody is, and that of a user who is away. Much
+/// longer than messages are kept: who missed nothing recovers after a night too.
+pub const NUMBERS_TTL: Duration = Duration::from_hours(24);
+/// Most rooms without members, and users who are away, whose numbers are remembered.
+pub const MAX_VACANT_LOGS: usize = 100_000;
 /// How often the hub walks all connections for heartbeat, expiry and deadlines.
 pub const TICK: Duration = Duration::from_secs(1);
 /// How long a message may stay unfinished (fragments or bytes missing) before the peer is cut.
@@ -232,6 +242,14 @@ pub struct Config {
     pub send_queue_frames: usize,
     /// `SEND_QUEUE_BYTES`, default 1 MiB: largest backlog; one frame always fits an empty one.
     pub send_queue_bytes: usize,
+    /// `HISTORY_MESSAGES`, default 100: messages kept of each room and of each user's notifications, for
+    /// clients that come back. 0 turns numbers and recovery off.
+    pub history_messages: usize,
+    /// `HISTORY_TTL`, default 120 s: how long a message is kept.
+    pub history_ttl: Duration,
+    /// `HISTORY_BYTES`, default 64 MiB: of all kept messages together; the rooms and users that have been
+    /// silent for longest lose theirs first.
+    pub history_bytes: usize,
     /// `WRITE_TIMEOUT`, default 5 s: within it the frame at the head of a backlog must be sent.
     pub write_timeout: Duration,
     /// `HEAD_TIMEOUT`, default 10 s: for a whole request head, and for an idle kept-alive connection.
@@ -312,6 +330,9 @@ impl Config {
             room_rate_bytes: env.size("ROOM_RATE_BYTES", 0..=1024 * MIB)?,
             send_queue_frames: env.number("SEND_QUEUE_FRAMES", 1..=1_000_000)?,
             send_queue_bytes: env.size("SEND_QUEUE_BYTES", 1..=1024 * MIB)?,
+            history_messages: env.number("HISTORY_MESSAGES", 0..=10_000)?,
+            history_ttl: env.duration("HISTORY_TTL", 1..=86_400)?,
+            history_bytes: env.size("HISTORY_BYTES", KIB..=65_536 * MIB)?,
             write_timeout: env.duration("WRITE_TIMEOUT", 1..=3600)?,
             head_timeout: env.duration("HEAD_TIMEOUT", 1..=3600)?,
             body_timeout: env.duration("BODY_TIMEOUT", 1..=3600)?,

@@ -13,10 +13,12 @@ mod core;
 pub mod event;
 mod groups;
 mod handle;
+pub mod history;
 mod listing;
 mod outbox;
 mod query;
 pub mod rates;
+mod replay;
 mod room_rates;
 mod rooms;
 mod schedule;
@@ -28,7 +30,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
 use crossbeam_channel::RecvTimeoutError;
 
 pub use allowance::HubGone;
@@ -46,6 +47,7 @@ use socket::Socket;
 pub use stats::{Buckets, Stats};
 
 use crate::config::TICK;
+use crate::protocol::Numbered;
 use crate::runtime::channel::Receiver;
 use crate::runtime::clock::Moment;
 use allowance::Budget;
@@ -81,8 +83,8 @@ pub trait Writers: Send {
     fn waiting(&self) -> usize;
 }
 
-/// Hands a frame of this instance to the broker, without waiting.
-pub type Publish = Box<dyn FnMut(&Target, &Bytes) + Send>;
+/// Hands a message of this instance to the broker, without waiting.
+pub type Publish = Box<dyn FnMut(&Target, &Numbered) + Send>;
 
 /// Where the hub's effects go besides sockets.
 pub struct Outlets {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::config::{MAX_EVENT_BYTES, MAX_NOTIFICATION_BYTES};
 use crate::hub::{Delivery, HubGone, HubHandle, PublisherName, Target};
 use crate::protocol::models::{Order, Product};
-use crate::protocol::{BadId, Id, Room, frame_payload, notification_frame};
+use crate::protocol::{self, BadId, Id, Room};
 
 /// Event of [`NotificationService::send_order_update`].
 pub const ORDER_UPDATED: &str = "order_updated";
@@ -38,7 +38,7 @@ pub enum NotifyError {
     HubGone(#[from] HubGone),
 }
 
-/// Checks event and size, and makes the frame; `data` is JSON text.
+/// Checks event and size, and makes the message; `data` is JSON text.
 ///
 /// # Errors
 /// [`NotifyError::BadEvent`] and [`NotifyError::TooLarge`].
@@ -46,12 +46,11 @@ pub fn notification(target: Target, event: &str, data: &str) -> Result<Delivery,
     if event.is_empty() || event.len() > MAX_EVENT_BYTES {
         return Err(NotifyError::BadEvent);
     }
-    let frame = notification_frame(event, data, to(&target));
-    let bytes = frame_payload(&frame).len();
-    if bytes > MAX_NOTIFICATION_BYTES {
-        return Err(NotifyError::TooLarge(bytes));
+    let draft = protocol::notification(event, data, to(&target));
+    if draft.len() > MAX_NOTIFICATION_BYTES {
+        return Err(NotifyError::TooLarge(draft.len()));
     }
-    Ok(Delivery { target, frame })
+    Ok(Delivery { target, draft })
 }
 
 /// `to` as clients see it: the user id, the room, or `broadcast`.

@@ -13,13 +13,12 @@ use log::{info, warn};
 use uuid::Uuid;
 
 use crate::auth::{Authorizer, Verifier, VerifierError};
-use crate::bridge::{BridgeState, Outgoing, PubSub, RedisPubSub};
+use crate::bridge::{BridgeState, Incoming, Outgoing, PubSub, RedisPubSub};
 use crate::config::{AllowedOrigins, Config, Environment, RoomPolicy};
 use crate::gate::{Gate, OnUpgrade};
 use crate::hub::{self, Event, Hub, HubHandle, Outlets};
 use crate::metrics::{Counters, Metrics};
 use crate::notification::NotificationService;
-use crate::protocol::frame_payload;
 use crate::rest::RestParts;
 use crate::runtime::capacity::{Capacity, SystemLimits, TooFew};
 use crate::runtime::channel;
@@ -255,8 +254,8 @@ fn instance_name() -> String {
 fn publish_to(bridge: Option<Arc<dyn PubSub>>) -> hub::Publish {
     match bridge {
         None => Box::new(|_, _| ()),
-        Some(bridge) => Box::new(move |target, frame| {
-            let outgoing = Outgoing { target: target.clone(), payload: frame_payload(frame) };
+        Some(bridge) => Box::new(move |target, numbered| {
+            let outgoing = Outgoing { target: target.clone(), members: numbered.members() };
             // What does not fit is counted by the bridge.
             let _ = bridge.publish(outgoing);
         }),
@@ -265,9 +264,12 @@ fn publish_to(bridge: Option<Arc<dyn PubSub>>) -> hub::Publish {
 
 /// Delivers what comes through the broker to the hub; the subscriber waits while too much of it waits.
 fn subscribe(bridge: &dyn PubSub, hub: HubHandle) -> io::Result<()> {
-    bridge.start(Box::new(move |delivery| match hub.deliver(delivery) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(_) => ControlFlow::Break(()),
+    bridge.start(Box::new(move |incoming| {
+        let taken = match incoming {
+            Incoming::Message(delivery) => hub.deliver(delivery),
+            Incoming::BrokenOff => hub.send(Event::BrokenOff),
+        };
+        if taken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }))
 }
 

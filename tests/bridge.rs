@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use realtime_service::bridge::{
-    BridgeState, DropReason, Outgoing, PubSub, QUEUE_MESSAGES, RedisPubSub,
+    BridgeState, DropReason, Incoming, Outgoing, PubSub, QUEUE_MESSAGES, RedisPubSub,
 };
 use realtime_service::config::{RedisConfig, Secret};
 use realtime_service::hub::Target;
@@ -61,11 +61,15 @@ impl Instance {
         let bridge = RedisPubSub::new(config, Threads::default()).unwrap();
         let (sender, received) = unbounded();
         bridge
-            .start(Box::new(move |delivery| {
+            .start(Box::new(move |incoming| {
+                let Incoming::Message(delivery) = incoming else {
+                    return ControlFlow::Continue(());
+                };
                 if let Some(gate) = &gate {
                     let _ = gate.recv();
                 }
-                let text = String::from_utf8(frame_payload(&delivery.frame).to_vec()).unwrap();
+                let frame = delivery.draft.complete(None).frame;
+                let text = String::from_utf8(frame_payload(&frame).to_vec()).unwrap();
                 match sender.send((delivery.target, text)) {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(_) => ControlFlow::Break(()),
@@ -86,8 +90,8 @@ impl Instance {
     }
 
     fn publish(&self, target: &Target, payload: &str) -> Result<(), DropReason> {
-        let payload = payload.to_owned().into();
-        self.bridge.publish(Outgoing { target: target.clone(), payload })
+        let members = payload.strip_prefix('{').unwrap().to_owned().into();
+        self.bridge.publish(Outgoing { target: target.clone(), members })
     }
 
     fn next(&self) -> (Target, String) {

@@ -21,14 +21,14 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use memory::{MemoryBroker, MemoryPubSub};
 use realtime_service::auth::Identity;
-use realtime_service::bridge::{DropReason, Outgoing, PubSub};
+use realtime_service::bridge::{DropReason, Incoming, Outgoing, PubSub};
 use realtime_service::config::Config;
 use realtime_service::hub::socket::{Activity, Socket};
 use realtime_service::hub::{
     self, Broadcast, Delivery, Event, Hub, HubHandle, Outlets, Publisher, PublisherName, Said,
     Target, WriterJob, Writers,
 };
-use realtime_service::protocol::{Id, Room, frame_payload, text_frame};
+use realtime_service::protocol::{Draft, Id, Room};
 use realtime_service::runtime::channel;
 use realtime_service::runtime::threads::Threads;
 use support::{PATIENCE, until};
@@ -46,7 +46,7 @@ impl Socket for Peer {
             let mut rest = &slice[..];
             while let [_, length, ..] = rest {
                 let (frame, behind) = rest.split_at(2 + usize::from(*length));
-                let _ = self.frames.send(String::from_utf8(frame[2..].to_vec()).unwrap());
+                let _ = self.frames.send(without_number(std::str::from_utf8(&frame[2..]).unwrap()));
                 rest = behind;
             }
         }
@@ -105,17 +105,20 @@ impl Instance {
         let hub = HubHandle::new(events);
         let publisher = Arc::clone(&bridge);
         let outlets = Outlets {
-            publish: Box::new(move |target, frame| {
-                let outgoing = Outgoing { target: target.clone(), payload: frame_payload(frame) };
+            publish: Box::new(move |target, numbered| {
+                let outgoing = Outgoing { target: target.clone(), members: numbered.members() };
                 let _ = publisher.publish(outgoing);
             }),
             writers: Box::new(NoWriters),
         };
         let receiver = hub.clone();
         bridge
-            .start(Box::new(move |delivery| match receiver.deliver(delivery) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+            .start(Box::new(move |incoming| {
+                let taken = match incoming {
+                    Incoming::Message(delivery) => receiver.deliver(delivery),
+                    Incoming::BrokenOff => receiver.send(Event::BrokenOff),
+                };
+                if taken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             }))
             .unwrap();
         let core = Hub::new(Arc::new(Config::new("secret")), &hub, outlets);
@@ -143,7 +146,7 @@ impl Instance {
     }
 
     fn notify(&self, target: Target, text: &str) -> usize {
-        let delivery = Delivery { target, frame: text_frame(text) };
+        let delivery = Delivery { target, draft: object(text) };
         self.hub.notify(PublisherName::Service, vec![delivery]).unwrap()[0]
     }
 }
@@ -164,13 +167,13 @@ struct Member {
 
 impl Member {
     fn join(&self, name: &str) {
-        self.publisher.say(Said::Join(room(name), None), 0).unwrap();
+        self.publisher.say(Said::Join { room: room(name), since: None, id: None }, 0).unwrap();
         assert_eq!(self.next(), format!("joined {name}"));
     }
 
     fn broadcast(&self, name: &str, text: &str) {
-        let frame = text_frame(text);
-        let broadcast = Broadcast { room: room(name), frame, permitted: false, id: None };
+        let draft = object(text);
+        let broadcast = Broadcast { room: room(name), draft, permitted: false, id: None };
         self.publisher.say(Said::Broadcast(broadcast), 0).unwrap();
     }
 
@@ -182,6 +185,20 @@ impl Member {
         for text in texts {
             assert_eq!(self.next(), *text);
         }
+    }
+}
+
+/// A message of this JSON object.
+fn object(text: &str) -> Draft {
+    Draft::object(&[text.strip_prefix('{').unwrap().as_bytes()])
+}
+
+/// Each hub numbers by itself, so what both deliver is the same but for the number.
+fn without_number(text: &str) -> String {
+    let numbered = ["{\"seq\":", "{\"user_seq\":"].iter().any(|start| text.starts_with(start));
+    match text.split_once(',') {
+        Some((_, rest)) if numbered => format!("{{{rest}"),
+        _ => text.to_owned(),
     }
 }
 

@@ -26,28 +26,19 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    /// Puts the leading member before a payload; `None` when that is not a JSON object.
-    pub(super) fn wrap(self, payload: &[u8]) -> Option<Vec<u8>> {
-        let members = payload.strip_prefix(b"{")?;
-        let comma = if members == b"}" { "" } else { "," };
-        let head = format!("{OPENING}{}:{}\"{comma}", self.instance, self.number);
-        let mut out = Vec::with_capacity(head.len() + members.len());
-        out.extend_from_slice(head.as_bytes());
-        out.extend_from_slice(members);
-        Some(out)
+    /// Puts the leading member before others, of which there is at least one, and the closing brace.
+    pub(super) fn wrap(self, members: &[u8]) -> Vec<u8> {
+        let head = format!("{OPENING}{}:{}\",", self.instance, self.number);
+        [head.as_bytes(), members].concat()
     }
 
-    /// Splits a message into its origin and what followed it, without the `{`. `None` when the text does
+    /// Splits a message into its origin and the members behind it, with the closing brace. `None` when the text does
     /// not begin in exactly this form: then it comes from another system.
     pub(super) fn unwrap(text: &str) -> Option<(Self, &str)> {
         let (instance, rest) = text.strip_prefix(OPENING)?.split_at_checked(UUID_BYTES)?;
         let (number, rest) = rest.strip_prefix(':')?.split_once('"')?;
         let origin = Self { instance: parse_instance(instance)?, number: parse_number(number)? };
-        let members = match rest.strip_prefix(',') {
-            Some(members) if members != "}" => members,
-            None if rest == "}" => rest,
-            _ => return None,
-        };
+        let members = rest.strip_prefix(',').filter(|members| *members != "}")?;
         Some((origin, members))
     }
 }

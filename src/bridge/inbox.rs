@@ -13,7 +13,7 @@ use super::envelope::{ENVELOPE_BYTES, Envelope, Seen};
 use crate::config::MAX_NOTIFICATION_BYTES;
 use crate::hub::{Delivery, Target};
 use crate::protocol::json::parse_object;
-use crate::protocol::{Id, text_frame};
+use crate::protocol::{Draft, Id};
 
 /// What to do with a message.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Inbox {
         let text = checked_text(payload, MAX_NOTIFICATION_BYTES + ENVELOPE_BYTES)?;
         let Some((origin, members)) = Envelope::unwrap(text) else {
             let text = checked_text(payload, MAX_NOTIFICATION_BYTES)?;
-            return Ok(deliver(target, text));
+            return Ok(deliver(target, Draft::text(text)));
         };
         if origin.instance == self.instance {
             return Ok(Inbound::Own);
@@ -69,12 +69,12 @@ impl Inbox {
         if !self.seen.advance(origin) {
             return Err(DropReason::Repeated);
         }
-        Ok(deliver(target, &format!("{{{members}")))
+        Ok(deliver(target, Draft::object(&[members.as_bytes()])))
     }
 }
 
-fn deliver(target: Target, text: &str) -> Inbound {
-    Inbound::Deliver(Delivery { target, frame: text_frame(text) })
+fn deliver(target: Target, draft: Draft) -> Inbound {
+    Inbound::Deliver(Delivery { target, draft })
 }
 
 fn checked_text(payload: &[u8], most_bytes: usize) -> Result<&str, DropReason> {
@@ -111,7 +111,7 @@ fn read_event(payload: &[u8]) -> Result<Inbound, DropReason> {
         }
         _ => return Err(DropReason::UnknownEvent),
     };
-    Ok(deliver(target, text))
+    Ok(deliver(target, Draft::text(text)))
 }
 
 #[cfg(test)]

@@ -53,6 +53,9 @@ settings! {
     "ROOM_RATE_BYTES", "1MiB", "bytes per second into one room, over all clients; 0 is off";
     "SEND_QUEUE_FRAMES", "16384", "longest backlog of a slow client";
     "SEND_QUEUE_BYTES", "1MiB", "largest backlog of a slow client";
+    "HISTORY_MESSAGES", "100", "messages kept of each room and user for who comes back; 0 is off";
+    "HISTORY_TTL", "120s", "how long a message is kept";
+    "HISTORY_BYTES", "64MiB", "all kept messages together; the longest silent go first";
     "WRITE_TIMEOUT", "5s", "for one frame to a slow client";
     "HEAD_TIMEOUT", "10s", "for a whole request head";
     "BODY_TIMEOUT", "30s", "for a whole request body";

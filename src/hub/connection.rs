@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::outbox::Outbox;
+use super::replay::Replays;
 use super::socket::Socket;
 use super::users::UserShare;
 use crate::auth::Identity;
@@ -35,6 +36,7 @@ pub(super) struct Connection {
     /// `None` until the connection registers.
     pub(super) socket: Option<Arc<dyn Socket>>,
     pub(super) outbox: Outbox,
+    pub(super) replays: Replays,
     /// On the list of connections to flush.
     pub(super) dirty: bool,
     /// Joined rooms, and the position in each. Ordered, so that leaving a million can be cut in parts.
@@ -138,6 +140,7 @@ impl Connection {
             state: State::Reserved,
             socket: None,
             outbox: Outbox::default(),
+            replays: Replays::default(),
             dirty: false,
             rooms: BTreeMap::new(),
             audiences: Vec::new(),

@@ -18,8 +18,10 @@ use super::event::{
 };
 use super::groups::Groups;
 use super::handle::HubHandle;
+use super::history::{History, LogKey, NotRecovered};
 use super::outbox::{BacklogLimits, Flush};
 use super::rates::{Pace, UserLimits};
+use super::replay::Replay;
 use super::room_rates::RoomRates;
 use super::rooms::Rooms;
 use super::schedule::{QUANTUM, Schedule, Share};
@@ -30,10 +32,12 @@ use super::{Outlets, WriterJob};
 use crate::auth::{Identity, Role};
 use crate::config::{
     Config, FLUSH_BYTES, FLUSH_FRAMES, FLUSH_SOCKETS, LONE_FLUSH_FRAMES, RATE_TOLD_EVERY,
+    REPLAY_BYTES,
 };
 use crate::protocol::close::Close;
 use crate::protocol::{
-    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Reply, Room, control_frame, error_frame,
+    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Position, Reply, Room, Standing, control_frame,
+    error_frame, reset_frame, resumed_frame,
 };
 use crate::runtime::channel::Sender;
 use crate::runtime::clock::{Moment, uptime};
@@ -46,8 +50,12 @@ const DELIVERIES_PER_SEND: usize = 16;
 const SMALL_REACH: usize = 16;
 /// Connections that are flushed before the hub looks whether something has come that goes first.
 const FLUSHED_AT_ONCE: usize = 128;
-/// Rooms that closed connections leave in one iteration of the loop: an admin may be in a million.
+/// Rooms that closed connections leave in one iteration of the loop: an admin may be in a million. As many
+/// logs are renewed in one.
 const LEFT_AT_ONCE: usize = 1000;
+/// Bytes of a replay that cost as much as a delivery: a send of [`REPLAY_BYTES`] takes ten times as long as one
+/// of a small frame.
+const REPLAY_BYTES_PER_DELIVERY: usize = 512;
 
 /// The pure core.
 pub struct Hub {
@@ -63,11 +71,16 @@ pub struct Hub {
     pub(super) audiences: Groups<Audience>,
     users: UserTable,
     room_rates: RoomRates,
+    pub(super) history: History,
     schedule: Schedule<PublisherName, Work>,
     /// What newcomers have cost in this flush, in sends.
     newcomers_served: usize,
     /// Closed connections that have still to leave rooms.
     leaving: VecDeque<ConnectionKey>,
+    /// Connections whose sockets took all that they were sent, and that have more of a replay to get.
+    replaying: Vec<ConnectionKey>,
+    /// Logs in which messages may be missing, and whose members have still to be told.
+    broken_off: Vec<LogKey>,
     pub(super) stats: Stats,
     /// Set by the shutdown, and dropped with the last connection.
     closed: Option<crossbeam_channel::Sender<Infallible>>,
@@ -89,6 +102,17 @@ enum Work {
         taken: usize,
     },
     Remote(Delivery),
+    /// The next turn of a connection's replays.
+    Replay(ConnectionKey),
+}
+
+/// Where a message was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// At this instance.
+    Here,
+    /// At another one, or by another system.
+    Broker,
 }
 
 /// The connections, and which of them have something to flush.
@@ -125,12 +149,33 @@ impl Connections {
         self.dirty.len() + self.appended / DELIVERIES_PER_SEND
     }
 
-    fn append_all(&mut self, keys: &[ConnectionKey], frame: Bytes) -> usize {
+    /// Appends a frame for one.
+    fn send(&mut self, key: ConnectionKey, frame: Bytes) -> bool {
+        let frame = self.batch.add(frame);
+        self.append(key, frame)
+    }
+
+    /// Appends a frame for all of these, but for those that still read the log which it is in: they come to
+    /// it. Returns how many get it.
+    fn append_all(&mut self, keys: &[ConnectionKey], frame: Bytes, log: Option<LogKey>) -> usize {
         if keys.is_empty() {
             return 0;
         }
         let frame = self.batch.add(frame);
-        keys.iter().filter(|key| self.append(**key, frame)).count()
+        let reached =
+            |key: &&ConnectionKey| self.is_reading(**key, log) || self.append(**key, frame);
+        keys.iter().filter(reached).count()
+    }
+
+    fn replay_of(&self, key: ConnectionKey) -> Option<Replay> {
+        self.slots.get(key)?.replays.first()
+    }
+
+    fn is_reading(&self, key: ConnectionKey, log: Option<LogKey>) -> bool {
+        let replays = self.slots.get(key).map(|connection| &connection.replays);
+        replays.is_some_and(|replays| {
+            !replays.is_empty() && log.is_some_and(|log| replays.is_reading(log))
+        })
     }
 
     fn mark_dirty(&mut self, key: ConnectionKey) {
@@ -155,6 +200,7 @@ impl Hub {
         Self {
             users: UserTable::new(limits, Arc::clone(handle.budget())),
             room_rates: RoomRates::new(config.room_rate_bytes),
+            history: History::new(&config),
             config,
             outlets,
             budget: Arc::clone(handle.budget()),
@@ -166,6 +212,8 @@ impl Hub {
             schedule: Schedule::default(),
             newcomers_served: 0,
             leaving: VecDeque::new(),
+            replaying: Vec::new(),
+            broken_off: Vec::new(),
             stats: Stats::default(),
             closed: None,
             shutting_down: false,
@@ -195,6 +243,7 @@ impl Hub {
                 self.publish(Work::Notify { publisher, waiting, counts, reply, taken });
             }
             Event::Remote(delivery) => self.publish(Work::Remote(delivery)),
+            Event::BrokenOff => self.broken_off = self.history.break_off(),
         }
     }
 
@@ -211,7 +260,9 @@ impl Hub {
         let Some(work) = rest else { return };
         // A connection that is gone has nothing to say.
         if let Some(publisher) = self.publisher(&work) {
-            let comes_first = publisher.may_come_first() && self.reach(&work) <= SMALL_REACH;
+            let comes_first = publisher.may_come_first()
+                && !matches!(work, Work::Replay(_))
+                && self.reach(&work) <= SMALL_REACH;
             let share = Share { weight: publisher.weight(), comes_first };
             self.schedule.push(&publisher, share, work);
         }
@@ -220,7 +271,7 @@ impl Hub {
     /// Who said it; `None` when that is a connection that is gone.
     fn publisher(&self, work: &Work) -> Option<PublisherName> {
         match work {
-            Work::Said { key, .. } => {
+            Work::Said { key, .. } | Work::Replay(key) => {
                 self.connections.slots.get(*key).map(|c| PublisherName::of(&c.identity))
             }
             Work::Notify { publisher, .. } => Some(publisher.clone()),
@@ -234,7 +285,7 @@ impl Hub {
             Work::Said { said: Said::Broadcast(broadcast), .. } => {
                 self.rooms.members(&broadcast.room).len()
             }
-            Work::Said { .. } => 1,
+            Work::Said { .. } | Work::Replay(_) => 1,
             Work::Notify { waiting, .. } => waiting
                 .as_slice()
                 .iter()
@@ -247,6 +298,10 @@ impl Hub {
     /// Serves what waits, in turns, until a flush is due.
     pub fn serve(&mut self) {
         self.leave_rooms();
+        self.renew_logs();
+        for key in std::mem::take(&mut self.replaying) {
+            self.publish(Work::Replay(key));
+        }
         while !self.wants_flush()
             && let Some(work) = self.schedule.next()
         {
@@ -280,7 +335,10 @@ impl Hub {
 
     /// Whether something waits for [`Self::serve`].
     pub fn has_work(&self) -> bool {
-        !self.schedule.is_empty() || !self.leaving.is_empty()
+        !(self.schedule.is_empty()
+            && self.leaving.is_empty()
+            && self.replaying.is_empty()
+            && self.broken_off.is_empty())
     }
 
     /// The loop has looked at what came, served and flushed in so much time.
@@ -310,7 +368,7 @@ impl Hub {
                 (self.react(key, said).max(1), None)
             }
             Work::Notify { publisher, mut waiting, mut counts, reply, taken } => {
-                let delivered = waiting.next().map(|delivery| self.notify(delivery));
+                let delivered = waiting.next().map(|delivery| self.deliver(delivery, Origin::Here));
                 counts.extend(delivered);
                 let cost = delivered.unwrap_or(0).max(1);
                 if waiting.as_slice().is_empty() {
@@ -321,8 +379,14 @@ impl Hub {
                 (cost, Some(Work::Notify { publisher, waiting, counts, reply, taken }))
             }
             Work::Remote(delivery) => {
-                self.broker.give_back(delivery.frame.len());
-                (self.deliver(&delivery.target, delivery.frame).max(1), None)
+                self.broker.give_back(delivery.draft.len());
+                (self.deliver(delivery, Origin::Broker).max(1), None)
+            }
+            Work::Replay(key) => {
+                if let Some(connection) = self.connections.open(key) {
+                    connection.replays.is_scheduled = false;
+                }
+                (self.replay(key).max(1), None)
             }
         }
     }
@@ -330,7 +394,10 @@ impl Hub {
     /// Reacts to what a connection says; returns the deliveries that it caused.
     fn react(&mut self, key: ConnectionKey, said: Said) -> usize {
         match said {
-            Said::Join(room, id) => self.join(key, &room, id.as_ref()),
+            Said::Join { room, since, id } => {
+                return self.join(key, &room, since.as_ref(), id.as_ref());
+            }
+            Said::Resume { since, id } => return self.resume(key, since.as_ref(), id.as_ref()),
             Said::Leave(room, id) => self.leave(key, &room, id.as_ref()),
             Said::Broadcast(broadcast) => return self.broadcast(key, broadcast),
             Said::IsMember(room, reply) => answer(&reply, self.is_member(key, &room)),
@@ -400,6 +467,7 @@ impl Hub {
         }
         self.users.forget_full(uptime());
         self.room_rates.forget_full(uptime());
+        self.history.forget_old(now);
         self.flush();
     }
 
@@ -447,20 +515,49 @@ impl Hub {
         }
     }
 
-    fn join(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
+    /// Returns the deliveries that it caused, as all that a replay is a part of.
+    fn join(
+        &mut self,
+        key: ConnectionKey,
+        room: &Room,
+        since: Option<&Position>,
+        id: Option<&MessageId>,
+    ) -> usize {
         let limit = self.config.max_rooms_per_client;
         let Some(connection) = self.received(key, MessageKind::Join) else {
-            return;
+            return 0;
         };
         let is_member = connection.rooms.contains_key(room);
         let full = connection.rooms.len() >= limit && !connection.identity.is_admin();
         if full && !is_member {
-            return self.send(key, error_frame(ErrorCode::TooManyRooms, id));
+            self.send(key, error_frame(ErrorCode::TooManyRooms, id));
+            return 0;
         }
+        let target = Target::Room(room.clone());
+        self.end_replay(key, &target);
+        // The answer without an id says nothing of the log.
+        let standing = id.map(|_| self.stand(key, &target, since)).unwrap_or_default();
         if !is_member {
             self.enter(key, room);
         }
-        self.reply(key, Reply::Joined, room, id);
+        self.reply(key, &Reply::Joined(standing), room, id);
+        self.replay(key)
+    }
+
+    fn resume(
+        &mut self,
+        key: ConnectionKey,
+        since: Option<&Position>,
+        id: Option<&MessageId>,
+    ) -> usize {
+        let Some(connection) = self.received(key, MessageKind::Resume) else {
+            return 0;
+        };
+        let target = Target::User(connection.identity.user_id.clone());
+        self.end_replay(key, &target);
+        let standing = self.stand(key, &target, since);
+        self.send(key, resumed_frame(id, &standing));
+        self.replay(key)
     }
 
     fn leave(&mut self, key: ConnectionKey, room: &Room, id: Option<&MessageId>) {
@@ -468,13 +565,146 @@ impl Hub {
             return;
         };
         if let Some(position) = connection.rooms.remove(room) {
+            self.end_replay(key, &Target::Room(room.clone()));
             self.vacate(room, position);
         }
-        self.reply(key, Reply::Left, room, id);
+        self.reply(key, &Reply::Left, room, id);
+    }
+
+    /// What a client that asks for a log is told of it; where there is something to recover, a replay begins.
+    fn stand(&mut self, key: ConnectionKey, target: &Target, since: Option<&Position>) -> Standing {
+        let Some(log) = self.log_of(target, true) else {
+            // Without history there is only an answer to who asks for the past.
+            let asks = since.is_some() || matches!(target, Target::User(_));
+            if asks {
+                self.history.count_not_recovered(NotRecovered::Off);
+            }
+            return Standing { position: None, recovered: asks.then_some(false) };
+        };
+        let position = self.history.position(log);
+        let Some(since) = since else {
+            return Standing { position, recovered: None };
+        };
+        if self.history.recover(log, since, Moment::now()).is_err() {
+            return Standing { position, recovered: Some(false) };
+        }
+        if position.is_some_and(|position| since.seq < position.seq)
+            && let Some(connection) = self.connections.open(key)
+        {
+            connection.replays.push(Replay { log, next: since.seq + 1 });
+            self.history.begin_reading(log);
+        }
+        Standing { position: Some(since.clone()), recovered: Some(true) }
+    }
+
+    /// The log of a target, as [`History::open`]; if messages may be missing in it, those who listen are told
+    /// before anything else.
+    fn log_of(&mut self, target: &Target, has_listeners: bool) -> Option<LogKey> {
+        let log = self.history.open(target, has_listeners, Moment::now())?;
+        self.renew(log);
+        Some(log)
+    }
+
+    /// Begins a new epoch in a log in which messages may be missing.
+    fn renew(&mut self, log: LogKey) {
+        if !self.history.renew(log) {
+            return;
+        }
+        let Some(target) = self.history.target(log) else { return };
+        let keys = members(&self.rooms, &self.audiences, target).to_vec();
+        keys.into_iter().for_each(|key| self.reset(key, log));
+    }
+
+    /// Tells a connection that something of a log may be missing; it gets no more of its past.
+    fn reset(&mut self, key: ConnectionKey, log: LogKey) {
+        let Some(connection) = self.connections.open(key) else { return };
+        if connection.replays.end(log) {
+            self.history.end_reading(log);
+        }
+        let (Some(position), Some(target)) = (self.history.position(log), self.history.target(log))
+        else {
+            return;
+        };
+        let room = if let Target::Room(room) = target { Some(room) } else { None };
+        self.connections.send(key, reset_frame(room, position));
+        self.history.count_reset();
+    }
+
+    /// Goes on with the logs in which messages may be missing.
+    fn renew_logs(&mut self) {
+        let rest = self.broken_off.len().saturating_sub(LEFT_AT_ONCE);
+        for log in self.broken_off.split_off(rest) {
+            self.renew(log);
+        }
+    }
+
+    fn end_replay(&mut self, key: ConnectionKey, target: &Target) {
+        let Some(connection) = self.connections.open(key).filter(|c| !c.replays.is_empty()) else {
+            return;
+        };
+        if let Some(log) = self.history.find(target)
+            && connection.replays.end(log)
+        {
+            self.history.end_reading(log);
+        }
+    }
+
+    fn end_replays(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.slots.get_mut(key) else { return };
+        for replay in connection.replays.end_all() {
+            self.history.end_reading(replay.log);
+        }
+    }
+
+    /// Appends what comes next of a connection's replays, as much as one turn has, if its socket has taken
+    /// what it was sent before; else it goes on when the writer has done. Returns what that cost, in
+    /// deliveries.
+    fn replay(&mut self, key: ConnectionKey) -> usize {
+        if self.connections.open(key).is_none_or(|connection| !connection.outbox.is_drained()) {
+            return 0;
+        }
+        let (mut frames, mut bytes) = (0, 0);
+        while bytes < REPLAY_BYTES
+            && let Some(Replay { log, mut next }) = self.connections.replay_of(key)
+        {
+            let Some(messages) = self.history.read(log, next) else {
+                self.reset(key, log);
+                continue;
+            };
+            for frame in messages {
+                if bytes >= REPLAY_BYTES {
+                    break;
+                }
+                self.connections.send(key, frame.clone());
+                (frames, bytes, next) = (frames + 1, bytes + frame.len(), next + 1);
+            }
+            let is_over = self.history.ends_before(log, next);
+            if let Some(connection) = self.connections.open(key) {
+                connection.replays.advance(next);
+                if is_over && connection.replays.end(log) {
+                    self.history.end_reading(log);
+                }
+            }
+        }
+        if let Some(connection) = self.connections.open(key) {
+            connection.replays.in_turn = (frames as u64, bytes as u64);
+        }
+        self.history.count_replayed(frames as u64);
+        frames + bytes / REPLAY_BYTES_PER_DELIVERY
+    }
+
+    /// What is left of a connection's replays goes on with its next turn.
+    fn go_on_replaying(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.open(key)
+            && !connection.replays.is_empty()
+            && !std::mem::replace(&mut connection.replays.is_scheduled, true)
+        {
+            self.replaying.push(key);
+        }
     }
 
     fn broadcast(&mut self, key: ConnectionKey, broadcast: Broadcast) -> usize {
-        let Broadcast { room, frame, permitted, id } = broadcast;
+        let Broadcast { room, draft, permitted, id } = broadcast;
         let Some(connection) = self.received(key, MessageKind::Broadcast) else {
             return 0;
         };
@@ -483,14 +713,13 @@ impl Hub {
             self.send(key, error_frame(ErrorCode::NotAuthorized, id.as_ref()));
             return 0;
         }
-        if !is_backend && !self.room_rates.take(&room, uptime(), frame.len()) {
+        if !is_backend && !self.room_rates.take(&room, uptime(), draft.len()) {
             self.over_room_rate(key, id.as_ref());
             return 0;
         }
         let target = Target::Room(room.clone());
-        (self.outlets.publish)(&target, &frame);
-        let reached = self.deliver(&target, frame);
-        self.reply(key, Reply::Sent, &room, id.as_ref());
+        let reached = self.deliver(Delivery { target, draft }, Origin::Here);
+        self.reply(key, &Reply::Sent, &room, id.as_ref());
         reached
     }
 
@@ -546,6 +775,7 @@ impl Hub {
         connection.ignore();
         connection.reason = Some(DisconnectReason::Closed(close));
         self.connections.mark_dirty(key);
+        self.end_replays(key);
         self.leave_all(key);
     }
 
@@ -565,6 +795,7 @@ impl Hub {
         connection.state = State::Aborted;
         connection.ignore();
         connection.reason.get_or_insert(reason);
+        self.end_replays(key);
         self.leave_all(key);
     }
 
@@ -592,19 +823,28 @@ impl Hub {
         } else if matches!(connection.state, State::Draining(_)) && connection.outbox.is_drained() {
             // The Close frame was the last of the backlog.
             connection.shut_write();
+        } else if connection.outbox.is_drained() {
+            self.go_on_replaying(key);
         }
         self.free_if_ended(key);
     }
 
-    /// Hands over to the other instances, and delivers here.
-    fn notify(&mut self, delivery: Delivery) -> usize {
-        (self.outlets.publish)(&delivery.target, &delivery.frame);
-        self.deliver(&delivery.target, delivery.frame)
-    }
-
-    fn deliver(&mut self, target: &Target, frame: Bytes) -> usize {
-        let members = members(&self.rooms, &self.audiences, target);
-        let reached = self.connections.append_all(members, frame);
+    /// Numbers a message, hands it over to the other instances where it is from here, and appends it for all
+    /// that it is for; returns how many these are.
+    fn deliver(&mut self, delivery: Delivery, origin: Origin) -> usize {
+        let Delivery { target, draft } = delivery;
+        let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
+        let is_kept = draft.takes_number();
+        let log = if is_kept { self.log_of(&target, has_listeners) } else { None };
+        let numbered = match log {
+            Some(log) => self.history.append(log, draft, Moment::now()),
+            None => draft.complete(None),
+        };
+        if origin == Origin::Here {
+            (self.outlets.publish)(&target, &numbered);
+        }
+        let members = members(&self.rooms, &self.audiences, &target);
+        let reached = self.connections.append_all(members, numbered.frame, log);
         self.stats.fan_out.observe(reached as f64);
         reached
     }
@@ -629,10 +869,10 @@ impl Hub {
     }
 
     fn send(&mut self, key: ConnectionKey, frame: Bytes) {
-        self.connections.append_all(&[key], frame);
+        self.connections.send(key, frame);
     }
 
-    fn reply(&mut self, key: ConnectionKey, reply: Reply, room: &Room, id: Option<&MessageId>) {
+    fn reply(&mut self, key: ConnectionKey, reply: &Reply, room: &Room, id: Option<&MessageId>) {
         if let Some(frame) = reply.frame(room, id) {
             self.send(key, frame);
         }
@@ -695,6 +935,9 @@ impl Hub {
         {
             *position = moved.position;
         }
+        if self.rooms.members(room).is_empty() {
+            self.history.vacate(&Target::Room(room.clone()), Moment::now());
+        }
     }
 
     /// Takes a place in an audience away, and tells the connection that moved into it.
@@ -704,15 +947,22 @@ impl Hub {
         {
             connection.moved_in_audience(audience, moved.position);
         }
+        if let Audience::User(id) = audience
+            && self.audiences.members(audience).is_empty()
+        {
+            self.history.vacate(&Target::User(id.clone()), Moment::now());
+        }
     }
 
     fn flush_one(&mut self, key: ConnectionKey) {
-        let limits = BacklogLimits {
-            frames: self.config.send_queue_frames as u64,
-            bytes: self.config.send_queue_bytes as u64,
-        };
         let Some(connection) = self.connections.slots.get_mut(key) else {
             return;
+        };
+        // What is replayed comes on top: it is no sign of a peer that does not keep up.
+        let (frames, bytes) = connection.replays.in_turn;
+        let limits = BacklogLimits {
+            frames: frames.saturating_add(self.config.send_queue_frames as u64),
+            bytes: bytes.saturating_add(self.config.send_queue_bytes as u64),
         };
         connection.dirty = false;
         let (closing, limits) = match connection.state {
@@ -730,7 +980,11 @@ impl Hub {
         }
         match flush {
             Flush::Sent if closing => connection.shut_write(),
-            Flush::Sent | Flush::Queued => {}
+            Flush::Sent => {
+                connection.replays.in_turn = (0, 0);
+                self.go_on_replaying(key);
+            }
+            Flush::Queued => {}
             Flush::Full(drain) => {
                 connection.writers += 1;
                 let socket = Arc::clone(socket);

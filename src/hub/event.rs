@@ -12,7 +12,7 @@ use super::stats::Stats;
 use super::users::UserShare;
 use crate::auth::Identity;
 use crate::protocol::close::Close;
-use crate::protocol::{ErrorCode, Id, MessageId, Room};
+use crate::protocol::{Draft, ErrorCode, Id, MessageId, Position, Room};
 use crate::runtime::channel::Sender;
 
 new_key_type! {
@@ -35,13 +35,13 @@ pub enum Target {
     Seller(Id),
 }
 
-/// A frame, ready to be sent, and whom it is for.
+/// A message, and whom it is for.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     /// Whom it is for.
     pub target: Target,
-    /// One unmasked text frame.
-    pub frame: Bytes,
+    /// The message; the hub numbers it where it can.
+    pub draft: Draft,
 }
 
 /// A client's broadcast.
@@ -49,8 +49,8 @@ pub struct Delivery {
 pub struct Broadcast {
     /// The room.
     pub room: Room,
-    /// The frame for every member.
-    pub frame: Bytes,
+    /// The message for every member.
+    pub draft: Draft,
     /// Whether the sender may join the room, which also lets it broadcast; a member always may.
     pub permitted: bool,
     /// The id to repeat in the answer.
@@ -119,6 +119,8 @@ pub enum Event {
     Notify(Notify),
     /// A message that came through the broker.
     Remote(Delivery),
+    /// The broker was away: messages of other instances may be missing.
+    BrokenOff,
     /// How many are here.
     Counts(Sender<Counts>),
     /// Who is here, one by one.
@@ -135,7 +137,21 @@ pub enum Event {
 /// What a connection says; served in its order.
 pub enum Said {
     /// An authorised join.
-    Join(Room, Option<MessageId>),
+    Join {
+        /// The room.
+        room: Room,
+        /// What the client has of it; `None` when it does not want the past.
+        since: Option<Position>,
+        /// The id to repeat in the answer.
+        id: Option<MessageId>,
+    },
+    /// It wants its user's notifications.
+    Resume {
+        /// What it has of them; `None` when it only wants to know where they are.
+        since: Option<Position>,
+        /// The id to repeat in the answer.
+        id: Option<MessageId>,
+    },
     /// A leave.
     Leave(Room, Option<MessageId>),
     /// A broadcast.

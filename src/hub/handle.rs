@@ -68,7 +68,7 @@ impl HubHandle {
         publisher: PublisherName,
         deliveries: Vec<Delivery>,
     ) -> Result<Vec<usize>, HubGone> {
-        let taken = deliveries.iter().map(|delivery| delivery.frame.len()).sum();
+        let taken = deliveries.iter().map(|delivery| delivery.draft.len()).sum();
         self.notifications.take(taken)?;
         self.ask(|reply| Event::Notify(Notify { publisher, deliveries, reply, taken }))
     }
@@ -78,7 +78,7 @@ impl HubHandle {
     /// # Errors
     /// [`HubGone`] when the hub has ended.
     pub fn deliver(&self, delivery: Delivery) -> Result<(), HubGone> {
-        self.broker.take(delivery.frame.len())?;
+        self.broker.take(delivery.draft.len())?;
         self.send(Event::Remote(delivery))
     }
 

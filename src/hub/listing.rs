@@ -61,6 +61,7 @@ impl Hub {
             waiting_messages: messages as u64,
             waiting_bytes: self.budget().bytes() as u64,
             held_back: self.budget().held_back(),
+            history: self.history.counts(),
             ..self.stats.clone()
         }
     }

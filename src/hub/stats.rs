@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::history::HistoryCounts;
+
 /// Upper bounds of the durations of a batch, in seconds.
 const BATCH_BOUNDS: [f64; 10] =
     [0.000_01, 0.000_03, 0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
@@ -39,6 +41,8 @@ pub struct Stats {
     pub deliveries: u64,
     /// Frames that were appended and not sent, by the reason of the connection's end.
     pub dropped: BTreeMap<&'static str, u64>,
+    /// Of the logs of rooms and users.
+    pub history: HistoryCounts,
     /// Seconds from the first event of a batch to the end of its flush.
     pub batch_seconds: Buckets<10>,
     /// Connections that one message went to.
@@ -62,6 +66,7 @@ impl Default for Stats {
             received: ReceivedCounts::default(),
             deliveries: 0,
             dropped: BTreeMap::new(),
+            history: HistoryCounts::default(),
             batch_seconds: Buckets::new(BATCH_BOUNDS),
             fan_out: Buckets::new(FAN_OUT_BOUNDS),
         }
@@ -74,6 +79,7 @@ pub(super) enum MessageKind {
     Join,
     Leave,
     Broadcast,
+    Resume,
     /// Anything that was answered with an error before it came to the hub.
     Refused,
 }
@@ -84,6 +90,7 @@ pub struct ReceivedCounts {
     joins: u64,
     leaves: u64,
     broadcasts: u64,
+    resumes: u64,
     refused: u64,
 }
 
@@ -94,16 +101,18 @@ impl ReceivedCounts {
             MessageKind::Join => &mut self.joins,
             MessageKind::Leave => &mut self.leaves,
             MessageKind::Broadcast => &mut self.broadcasts,
+            MessageKind::Resume => &mut self.resumes,
             MessageKind::Refused => &mut self.refused,
         } += 1;
     }
 
     /// Each kind's name in the metrics, and its count.
-    pub fn by_kind(&self) -> [(&'static str, u64); 4] {
+    pub fn by_kind(&self) -> [(&'static str, u64); 5] {
         [
             ("join", self.joins),
             ("leave", self.leaves),
             ("broadcast", self.broadcasts),
+            ("resume", self.resumes),
             ("refused", self.refused),
         ]
     }

@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::sync::Mutex;
 use std::time::{Duration, UNIX_EPOCH};
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use proptest::prelude::*;
 
@@ -16,7 +17,7 @@ use super::*;
 use crate::auth::Identity;
 use crate::config::Config;
 use crate::protocol::close::Close;
-use crate::protocol::{Id, Room, frame_payload, text_frame};
+use crate::protocol::{Draft, Id, Room, frame_payload, text_frame};
 use crate::runtime::channel;
 
 /// A peer that takes `room` bytes, then pushes back.
@@ -167,6 +168,10 @@ fn room(name: &str) -> Room {
     Room::parse(name).unwrap()
 }
 
+fn joins(name: &str) -> Said {
+    Said::Join { room: room(name), since: None, id: None }
+}
+
 impl Bench {
     fn new() -> Self {
         Self::with(config())
@@ -177,8 +182,8 @@ impl Bench {
         let (message_sender, published) = unbounded();
         let (sender, events) = channel::unbounded();
         let outlets = Outlets {
-            publish: Box::new(move |target, frame| {
-                message_sender.send((target.clone(), frame.clone())).unwrap();
+            publish: Box::new(move |target, numbered| {
+                message_sender.send((target.clone(), numbered.members())).unwrap();
             }),
             writers: Box::new(JobQueue(job_sender)),
         };
@@ -228,21 +233,21 @@ impl Bench {
     }
 
     fn join(&mut self, client: &Client, name: &str) -> Vec<String> {
-        client.say(Said::Join(room(name), None));
+        client.say(joins(name));
         self.flush();
         client.peer.taken()
     }
 
     fn broadcast(&mut self, client: &Client, name: &str, text: &str, permitted: bool) {
-        let frame = text_frame(text);
-        let broadcast = Broadcast { room: room(name), frame, permitted, id: None };
+        let draft = Draft::text(text);
+        let broadcast = Broadcast { room: room(name), draft, permitted, id: None };
         client.say(Said::Broadcast(broadcast));
         self.serve();
     }
 
     fn notify(&mut self, target: Target, text: &str) -> usize {
         let (reply, counts) = channel::bounded(1);
-        let deliveries = vec![Delivery { target, frame: text_frame(text) }];
+        let deliveries = vec![Delivery { target, draft: Draft::text(text) }];
         let publisher = PublisherName::Service;
         self.handle.notifications().take(0).unwrap();
         self.serve();
@@ -361,7 +366,7 @@ fn notifications_reach_whom_they_are_for_and_count_them() {
     for (target, text) in
         [(Target::Admins, "admins"), (Target::Seller(Id::parse("5").unwrap()), "seller")]
     {
-        bench.hub.accept(Event::Remote(Delivery { target, frame: text_frame(text) }));
+        bench.hub.accept(Event::Remote(Delivery { target, draft: Draft::text(text) }));
     }
     bench.flush();
     assert_eq!(a1.peer.taken(), ["user", "all"]);
@@ -471,7 +476,7 @@ fn a_close_comes_behind_what_is_queued_and_is_the_last_frame() {
     a.say(Said::Close(Close::RateLimited));
     a.say(Said::Close(Close::Echo(1000)));
     a.say(Said::Ping(Bytes::from_static(b"late")));
-    a.say(Said::Join(room("late"), None));
+    a.say(joins("late"));
     bench.notify(Target::Everyone, "late");
     assert_eq!(a.peer.taken(), ["queued", "close 1008"]);
     assert!(a.peer.is_write_shut() && !a.peer.is_cut());
@@ -625,7 +630,7 @@ proptest! {
         for (n, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Join(c, r) => {
-                    clients[c].say(Said::Join(room(&r.to_string()), None));
+                    clients[c].say(joins(&r.to_string()));
                     if !ended.contains(&c) {
                         members.entry(r).or_default().insert(c);
                         expected[c].push(format!("joined {r}"));

@@ -1,6 +1,6 @@
 //! Unmasked WebSocket frames, ready to be sent (RFC 6455 section 5.2).
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 /// Opcode of a text frame (RFC 6455 section 5.2).
 pub const OPCODE_TEXT: u8 = 0x1;
@@ -11,45 +11,51 @@ pub const OPCODE_PING: u8 = 0x9;
 /// Opcode of a pong.
 pub const OPCODE_PONG: u8 = 0xa;
 
+/// Longest header of an unmasked frame, in bytes.
+pub(super) const MAX_HEADER_BYTES: usize = 10;
+
 /// One unmasked, final text frame.
 pub fn text_frame(text: &str) -> Bytes {
-    frame(OPCODE_TEXT, &[text.as_bytes()])
+    frame(OPCODE_TEXT, text.as_bytes())
 }
 
 /// One control frame. A payload over the 125 bytes of RFC 6455 section 5.5 is cut.
 pub fn control_frame(opcode: u8, payload: &[u8]) -> Bytes {
-    frame(opcode, &[payload.get(..125).unwrap_or(payload)])
+    frame(opcode, payload.get(..125).unwrap_or(payload))
 }
 
-/// A frame whose payload is these parts, one after the other; one allocation.
-pub(super) fn frame(opcode: u8, parts: &[&[u8]]) -> Bytes {
-    let length = parts.iter().map(|part| part.len()).sum();
-    let mut out = BytesMut::with_capacity(header_length(length) + length);
-    out.put_u8(0x80 | opcode);
-    match (u8::try_from(length), u16::try_from(length)) {
-        (Ok(short), _) if short < 126 => out.put_u8(short),
-        (_, Ok(medium)) => {
-            out.put_u8(126);
-            out.put_u16(medium);
-        }
+fn frame(opcode: u8, payload: &[u8]) -> Bytes {
+    let header = header(opcode, payload.len());
+    [header.as_slice(), payload].concat().into()
+}
+
+/// The header of a frame.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Header {
+    bytes: [u8; MAX_HEADER_BYTES],
+    length: usize,
+}
+
+impl Header {
+    /// Its bytes.
+    pub(super) fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+}
+
+/// The header of an unmasked, final frame with a payload of so many bytes.
+pub(super) fn header(opcode: u8, payload: usize) -> Header {
+    let opening = 0x80 | opcode;
+    let [.., high, low] = payload.to_be_bytes();
+    let (bytes, length) = match payload {
+        0..126 => ([opening, low, 0, 0, 0, 0, 0, 0, 0, 0], 2),
+        126..=0xffff => ([opening, 126, high, low, 0, 0, 0, 0, 0, 0], 4),
         _ => {
-            out.put_u8(127);
-            out.put_u64(length as u64);
+            let [a, b, c, d, e, f, g, h] = (payload as u64).to_be_bytes();
+            ([opening, 127, a, b, c, d, e, f, g, h], 10)
         }
-    }
-    for part in parts {
-        out.put_slice(part);
-    }
-    out.freeze()
-}
-
-/// Length of an unmasked frame's header (RFC 6455 section 5.2).
-fn header_length(payload: usize) -> usize {
-    match payload {
-        0..126 => 2,
-        126..=0xffff => 4,
-        _ => 10,
-    }
+    };
+    Header { bytes, length }
 }
 
 /// The payload of a frame that this module made; nothing is copied.

@@ -5,8 +5,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use super::frame::{OPCODE_TEXT, frame, text_frame};
+use super::draft::Draft;
+use super::frame::text_frame;
 use super::json::{parse_object, quoted, string};
+use super::position::{BadPosition, Position};
 use super::room::{BadRoom, Room};
 use crate::runtime::clock::Timestamp;
 
@@ -21,6 +23,8 @@ pub enum ErrorCode {
     InvalidRoom(Action),
     /// A room name of the wrong form.
     InvalidRoomFormat,
+    /// A `since` that is no position.
+    InvalidSince,
     /// The rules or the backend do not allow it.
     NotAuthorized,
     /// Over `MAX_ROOMS_PER_CLIENT`.
@@ -39,6 +43,7 @@ impl ErrorCode {
             Self::UnsupportedType => "unsupported_type",
             Self::InvalidRoom(_) => "invalid_room",
             Self::InvalidRoomFormat => "invalid_room_format",
+            Self::InvalidSince => "invalid_since",
             Self::NotAuthorized => "not_authorized",
             Self::TooManyRooms => "too_many_rooms",
             Self::RateLimited => "rate_limited",
@@ -55,6 +60,7 @@ impl ErrorCode {
             Self::InvalidRoom(Action::Leave) => "missing or invalid room for leave",
             Self::InvalidRoom(Action::Broadcast) => "missing or invalid room for broadcast",
             Self::InvalidRoomFormat => "invalid room format",
+            Self::InvalidSince => "since is not a position with epoch and seq",
             Self::NotAuthorized => "not authorized",
             Self::TooManyRooms => "too many rooms",
             Self::RateLimited => "rate limited",
@@ -63,7 +69,7 @@ impl ErrorCode {
     }
 }
 
-/// What a client asks for.
+/// What a client asks for that names a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Enter a room.
@@ -95,14 +101,36 @@ impl MessageId {
 /// One message of a client.
 #[derive(Debug, Clone)]
 pub struct ClientMessage<'a> {
-    /// `type`.
-    pub action: Action,
-    /// `payload.room`.
-    pub room: Room,
-    /// `payload.body` as it came, `null` when missing; only a broadcast uses it.
-    pub body: &'a str,
+    /// `type` and `payload`.
+    pub request: Request<'a>,
     /// `id`, where there is one.
     pub id: Option<MessageId>,
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Enter a room, and get what was said there since.
+    Join {
+        /// `payload.room`.
+        room: Room,
+        /// `payload.since`; ignored in a message without an `id`, whose answer has no place for it.
+        since: Option<Position>,
+    },
+    /// Leave a room.
+    Leave(Room),
+    /// Send to a room.
+    Broadcast {
+        /// `payload.room`.
+        room: Room,
+        /// `payload.body` as it came, `null` when missing.
+        body: &'a str,
+    },
+    /// Get the user's own notifications since.
+    Resume {
+        /// `payload.since`.
+        since: Option<Position>,
+    },
 }
 
 /// What is wrong with a client's message, and the id to repeat.
@@ -137,6 +165,8 @@ struct Payload<'a> {
     room: Option<&'a RawValue>,
     #[serde(borrow, default)]
     body: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    since: Option<&'a RawValue>,
 }
 
 /// Unlike `Option`'s own rule, an explicit `null` counts as present.
@@ -167,6 +197,11 @@ impl<'a> ClientMessage<'a> {
             Some("join") => Action::Join,
             Some("leave") => Action::Leave,
             Some("broadcast") => Action::Broadcast,
+            Some("resume") => {
+                let since = resumes_since(envelope.payload);
+                let since = since.map_err(|BadPosition| bad(ErrorCode::InvalidSince, &id))?;
+                return Ok(Self { request: Request::Resume { since }, id });
+            }
             _ => return Err(bad(ErrorCode::UnsupportedType, &id)),
         };
         let payload: Option<Payload<'a>> =
@@ -177,16 +212,57 @@ impl<'a> ClientMessage<'a> {
             .filter(|name| !name.is_empty())
             .ok_or_else(|| bad(ErrorCode::InvalidRoom(action), &id))?;
         let room = Room::parse(&name).map_err(|BadRoom| bad(ErrorCode::InvalidRoomFormat, &id))?;
-        let body = payload.and_then(|payload| payload.body).map_or("null", RawValue::get);
-        Ok(Self { action, room, body, id })
+        let request = match action {
+            Action::Join => {
+                let since = payload.and_then(|payload| payload.since).filter(|_| id.is_some());
+                let since = since.map(Position::from_json).transpose();
+                let since = since.map_err(|BadPosition| bad(ErrorCode::InvalidSince, &id))?;
+                Request::Join { room, since }
+            }
+            Action::Leave => Request::Leave(room),
+            Action::Broadcast => {
+                let body = payload.and_then(|payload| payload.body).map_or("null", RawValue::get);
+                Request::Broadcast { room, body }
+            }
+        };
+        Ok(Self { request, id })
     }
 }
 
-/// `type` of a reply to a message that carried an id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `payload.since` of a resume; `None` when there is no payload or no `since` in it.
+fn resumes_since(payload: Option<&RawValue>) -> Result<Option<Position>, BadPosition> {
+    let Some(payload) = payload else { return Ok(None) };
+    let payload: Payload<'_> = parse_object(payload.get()).map_err(|_| BadPosition)?;
+    payload.since.map(Position::from_json).transpose()
+}
+
+/// What the answer to a join or a resume says of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Where the client is from now on; `None` where nothing is numbered.
+    pub position: Option<Position>,
+    /// Whether all that was missed follows; `None` when it was not asked for.
+    pub recovered: Option<bool>,
+}
+
+impl Standing {
+    /// The members of the answer's payload.
+    fn payload(&self, room: Option<&Room>) -> String {
+        let room = room.map(|room| format!(r#""room":"{room}""#));
+        let position = self.position.as_ref().map(|Position { epoch, seq }| {
+            let epoch = quoted(epoch);
+            format!(r#""epoch":{epoch},"seq":{seq}"#)
+        });
+        let recovered = self.recovered.map(|recovered| format!(r#""recovered":{recovered}"#));
+        room.into_iter().chain(position).chain(recovered).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// The answer to a message that names a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// Joined the room.
-    Joined,
+    Joined(Standing),
     /// Left the room, or was not in it.
     Left,
     /// The broadcast was accepted.
@@ -194,27 +270,40 @@ pub enum Reply {
 }
 
 impl Reply {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Joined => "joined",
-            Self::Left => "left",
-            Self::Sent => "sent",
-        }
-    }
-
     /// The frame that answers a message: JSON where the message had an id, else the plain text that old
     /// clients know. A broadcast without an id is not answered.
-    pub fn frame(self, room: &Room, id: Option<&MessageId>) -> Option<Bytes> {
-        let kind = self.as_str();
+    pub fn frame(&self, room: &Room, id: Option<&MessageId>) -> Option<Bytes> {
+        let none = Standing::default();
+        let (kind, standing) = match self {
+            Self::Joined(standing) => ("joined", standing),
+            Self::Left => ("left", &none),
+            Self::Sent => ("sent", &none),
+        };
         match (self, id) {
-            (_, Some(id)) => Some(text_frame(&format!(
-                r#"{{"type":"{kind}","id":{},"payload":{{"room":"{room}"}}}}"#,
-                id.0
-            ))),
+            (_, Some(MessageId(id))) => {
+                let payload = standing.payload(Some(room));
+                Some(text_frame(&format!(
+                    r#"{{"type":"{kind}","id":{id},"payload":{{{payload}}}}}"#
+                )))
+            }
             (Self::Sent, None) => None,
             (_, None) => Some(text_frame(&format!("{kind} {room}"))),
         }
     }
+}
+
+/// The frame that answers a resume.
+pub fn resumed_frame(id: Option<&MessageId>, standing: &Standing) -> Bytes {
+    let id = id.map(|MessageId(id)| format!(r#""id":{id},"#)).unwrap_or_default();
+    let payload = standing.payload(None);
+    text_frame(&format!(r#"{{"type":"resumed",{id}"payload":{{{payload}}}}}"#))
+}
+
+/// The frame that says that something of a room may be missing, or without one of the user's own
+/// notifications, and where the client is now.
+pub fn reset_frame(room: Option<&Room>, position: Position) -> Bytes {
+    let payload = Standing { position: Some(position), recovered: None }.payload(room);
+    text_frame(&format!(r#"{{"type":"reset","payload":{{{payload}}}}}"#))
 }
 
 /// The frame of an error message.
@@ -229,11 +318,11 @@ pub fn error_frame(code: ErrorCode, id: Option<&MessageId>) -> Bytes {
     })
 }
 
-/// The frame of a client's broadcast; the body's bytes are passed on as they came.
-pub fn broadcast_frame(from: &str, room: &Room, at: OffsetDateTime, body: &str) -> Bytes {
+/// A client's broadcast; the body's bytes are passed on as they came.
+pub fn broadcast(from: &str, room: &Room, at: OffsetDateTime, body: &str) -> Draft {
     let ts = Timestamp::new(at);
-    let parts = [
-        br#"{"from":""#,
+    Draft::object(&[
+        br#""from":""#,
         from.as_bytes(),
         br#"","room":""#,
         room.as_str().as_bytes(),
@@ -242,23 +331,21 @@ pub fn broadcast_frame(from: &str, room: &Room, at: OffsetDateTime, body: &str) 
         br#"","body":"#,
         body.as_bytes(),
         b"}",
-    ];
-    frame(OPCODE_TEXT, &parts)
+    ])
 }
 
-/// The frame of a notification; `data` is JSON and is passed on as it came.
-pub fn notification_frame(event: &str, data: &str, to: &str) -> Bytes {
+/// A notification; `data` is JSON and is passed on as it came.
+pub fn notification(event: &str, data: &str, to: &str) -> Draft {
     let (event, to) = (quoted(event), quoted(to));
-    let parts = [
-        br#"{"event":"#,
+    Draft::object(&[
+        br#""event":"#,
         event.as_bytes(),
         br#","data":"#,
         data.as_bytes(),
         br#","to":"#,
         to.as_bytes(),
         b"}",
-    ];
-    frame(OPCODE_TEXT, &parts)
+    ])
 }
 
 #[cfg(test)]

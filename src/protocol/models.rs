@@ -247,8 +247,14 @@ pub struct Admin {
 
 /// What a client receives when a backend notifies.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[cfg_attr(test, derive(ts_rs::TS))]
+#[cfg_attr(test, derive(ts_rs::TS), ts(optional_fields))]
 pub struct Notification {
+    /// Number in the room, where it was sent to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seq: Option<u64>,
+    /// Number in the user's own notifications, where it was sent to a user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_seq: Option<u64>,
     /// What happened, e.g. `order_created`.
     pub event: String,
     /// Any JSON, byte for byte; `null` when there was none.

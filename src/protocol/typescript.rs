@@ -16,8 +16,8 @@ use crate::protocol::models::{
     PaymentMethod, Product, Seller, SubCategory,
 };
 use crate::protocol::{
-    self, Action, ErrorCode as Code, Reply, Room, broadcast_frame, error_frame, frame_payload,
-    notification_frame,
+    self, Action, ErrorCode as Code, Number, Position, Reply, Request, Room, Standing, broadcast,
+    error_frame, frame_payload, notification, reset_frame, resumed_frame,
 };
 
 /// Repeated in the reply.
@@ -33,9 +33,37 @@ enum MessageId {
 #[serde(tag = "type", rename_all = "lowercase")]
 #[ts(optional_fields)]
 enum ClientMessage {
-    Join { id: Option<MessageId>, payload: RoomPayload },
+    Join { id: Option<MessageId>, payload: JoinPayload },
     Leave { id: Option<MessageId>, payload: RoomPayload },
     Broadcast { id: Option<MessageId>, payload: BroadcastPayload },
+    Resume { id: Option<MessageId>, payload: ResumePayload },
+}
+
+/// Where a client is in the past of a room, or of its own notifications.
+#[derive(Debug, Clone, PartialEq, Serialize, TS)]
+struct LogPosition {
+    /// Another one than before: the numbers have begun anew.
+    epoch: String,
+    /// Number of the last message that the client has.
+    seq: u64,
+}
+
+/// Names a room, and what the client has of it.
+#[derive(Debug, Clone, PartialEq, Serialize, TS)]
+struct JoinPayload {
+    /// 1 to 128 of `A–Z a–z 0–9 _ - . :`
+    room: String,
+    /// Asks for all that came since; only in a message with an `id`.
+    #[ts(optional)]
+    since: Option<LogPosition>,
+}
+
+/// What the client has of its own notifications.
+#[derive(Debug, Clone, PartialEq, Serialize, TS)]
+struct ResumePayload {
+    /// Asks for all that came since.
+    #[ts(optional)]
+    since: Option<LogPosition>,
 }
 
 /// Names a room.
@@ -62,7 +90,7 @@ struct BroadcastPayload {
 enum ReplyMessage {
     Joined {
         id: MessageId,
-        payload: RoomPayload,
+        payload: JoinedPayload,
     },
     Left {
         id: MessageId,
@@ -77,6 +105,63 @@ enum ReplyMessage {
         id: Option<MessageId>,
         payload: ErrorPayload,
     },
+    Resumed {
+        #[ts(optional)]
+        id: Option<MessageId>,
+        payload: ResumedPayload,
+    },
+}
+
+/// Where the client is in a room.
+#[derive(Debug, PartialEq, Deserialize, TS)]
+#[serde(deny_unknown_fields)]
+struct JoinedPayload {
+    /// As it was asked for.
+    room: String,
+    /// Absent, as `seq`, where `HISTORY_MESSAGES` is 0.
+    #[ts(optional)]
+    epoch: Option<String>,
+    /// Number of the last message before the ones that come now.
+    #[ts(optional)]
+    seq: Option<u64>,
+    /// Only with `since`: whether all messages since come now; if not, none of them does.
+    #[ts(optional)]
+    recovered: Option<bool>,
+}
+
+/// Where the client is in its own notifications.
+#[derive(Debug, PartialEq, Deserialize, TS)]
+#[serde(deny_unknown_fields)]
+struct ResumedPayload {
+    /// Absent, as `seq`, where `HISTORY_MESSAGES` is 0.
+    #[ts(optional)]
+    epoch: Option<String>,
+    /// Number of the last message before the ones that come now.
+    #[ts(optional)]
+    seq: Option<u64>,
+    /// With `since`: whether all notifications since come now; `false` also where nothing is kept.
+    #[ts(optional)]
+    recovered: Option<bool>,
+}
+
+/// Something may be missing: load anew what the messages are about.
+#[derive(Debug, PartialEq, Deserialize, TS)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+enum ResetMessage {
+    Reset { payload: ResetPayload },
+}
+
+/// Of which room, and where the client is now.
+#[derive(Debug, PartialEq, Deserialize, TS)]
+#[serde(deny_unknown_fields)]
+struct ResetPayload {
+    /// Absent: the user's own notifications.
+    #[ts(optional)]
+    room: Option<String>,
+    /// Another one than before, unless the client only was too slow for what it missed.
+    epoch: String,
+    /// Number of the last message before the ones that come now.
+    seq: u64,
 }
 
 /// What went wrong; the connection stays open.
@@ -97,6 +182,7 @@ enum ErrorCode {
     UnsupportedType,
     InvalidRoom,
     InvalidRoomFormat,
+    InvalidSince,
     NotAuthorized,
     TooManyRooms,
     RateLimited,
@@ -107,6 +193,9 @@ enum ErrorCode {
 #[derive(Debug, PartialEq, Deserialize, TS)]
 #[serde(deny_unknown_fields)]
 struct RoomMessage {
+    /// Number of the message in the room; absent where `HISTORY_MESSAGES` is 0.
+    #[ts(optional)]
+    seq: Option<u64>,
     /// Id of the sender's connection.
     from: String,
     /// The room that it was sent to.
@@ -124,6 +213,7 @@ struct RoomMessage {
 #[ts(untagged)]
 enum ServerMessage {
     Reply(ReplyMessage),
+    Reset(ResetMessage),
     Room(RoomMessage),
     Notification(Notification),
 }
@@ -216,12 +306,19 @@ fn types() -> String {
     );
     add!(
         MessageId,
+        LogPosition,
         RoomPayload,
+        JoinPayload,
         BroadcastPayload,
+        ResumePayload,
         ClientMessage,
         ErrorCode,
         ErrorPayload,
+        JoinedPayload,
+        ResumedPayload,
         ReplyMessage,
+        ResetPayload,
+        ResetMessage,
         RoomMessage,
         ServerMessage,
     );
@@ -267,20 +364,48 @@ fn room() -> RoomPayload {
 
 #[test]
 fn what_a_client_may_send_is_understood() {
+    let order = Room::parse("order-123").unwrap();
+    let position = Position { epoch: "e-1".into(), seq: 41 };
+    let since = || Some(LogPosition { epoch: "e-1".into(), seq: 41 });
     for id in [None, Some(MessageId::Text("r1".into())), Some(MessageId::Number(1.0))] {
-        let payload = BroadcastPayload { room: "order-123".into(), body: Some(json!([1])) };
+        let join = |since| JoinPayload { room: "order-123".into(), since };
+        let broadcast = BroadcastPayload { room: "order-123".into(), body: Some(json!([1])) };
         let messages = [
-            (ClientMessage::Join { id: id.clone(), payload: room() }, Action::Join),
-            (ClientMessage::Leave { id: id.clone(), payload: room() }, Action::Leave),
-            (ClientMessage::Broadcast { id: id.clone(), payload }, Action::Broadcast),
+            (
+                ClientMessage::Join { id: id.clone(), payload: join(None) },
+                Request::Join { room: order.clone(), since: None },
+            ),
+            (
+                ClientMessage::Join { id: id.clone(), payload: join(since()) },
+                Request::Join {
+                    room: order.clone(),
+                    since: id.is_some().then(|| position.clone()),
+                },
+            ),
+            (
+                ClientMessage::Leave { id: id.clone(), payload: room() },
+                Request::Leave(order.clone()),
+            ),
+            (
+                ClientMessage::Broadcast { id: id.clone(), payload: broadcast },
+                Request::Broadcast { room: order.clone(), body: "[1]" },
+            ),
+            (
+                ClientMessage::Resume { id: id.clone(), payload: ResumePayload { since: since() } },
+                Request::Resume { since: Some(position.clone()) },
+            ),
+            (
+                ClientMessage::Resume { id: id.clone(), payload: ResumePayload { since: None } },
+                Request::Resume { since: None },
+            ),
         ];
-        for (message, action) in messages {
+        for (message, request) in messages {
             // An absent member, not null: so it is in TypeScript.
             let mut message = serde_json::to_value(message).unwrap();
             message.as_object_mut().unwrap().retain(|_, value| !value.is_null());
             let text = message.to_string();
             let parsed = protocol::ClientMessage::parse(&text).unwrap();
-            assert_eq!((parsed.action, parsed.id.is_some()), (action, id.is_some()), "{text}");
+            assert_eq!((parsed.request, parsed.id.is_some()), (request, id.is_some()), "{text}");
         }
     }
 }
@@ -292,23 +417,47 @@ fn what_a_client_gets_has_these_types() {
     let id = protocol::ClientMessage::parse(message).unwrap().id.unwrap();
     let order = Room::parse("order-123").unwrap();
     let repeated = || MessageId::Text("r1".into());
+    let position = Position { epoch: "e-1".into(), seq: 41 };
+    let standing = Standing { position: Some(position.clone()), recovered: Some(true) };
+    let (epoch, seq, recovered) = (Some("e-1".to_owned()), Some(41), Some(true));
+    let payload = JoinedPayload { room: "order-123".into(), epoch: epoch.clone(), seq, recovered };
     for (reply, expected) in [
-        (Reply::Joined, ReplyMessage::Joined { id: repeated(), payload: room() }),
+        (Reply::Joined(standing.clone()), ReplyMessage::Joined { id: repeated(), payload }),
         (Reply::Left, ReplyMessage::Left { id: repeated(), payload: room() }),
         (Reply::Sent, ReplyMessage::Sent { id: repeated(), payload: room() }),
     ] {
         let frame = parse(reply.frame(&order, Some(&id)).unwrap());
         assert_eq!(serde_json::from_slice::<ReplyMessage>(&frame).unwrap(), expected);
     }
+    let payload = ResumedPayload { epoch, seq, recovered };
+    let frame = parse(resumed_frame(Some(&id), &standing));
+    assert_eq!(
+        serde_json::from_slice::<ReplyMessage>(&frame).unwrap(),
+        ReplyMessage::Resumed { id: Some(repeated()), payload }
+    );
+    for (room, name) in [(Some(&order), Some("order-123".to_owned())), (None, None)] {
+        let payload = ResetPayload { room: name, epoch: "e-1".into(), seq: 41 };
+        let frame = parse(reset_frame(room, position.clone()));
+        let expected = ResetMessage::Reset { payload };
+        assert_eq!(serde_json::from_slice::<ResetMessage>(&frame).unwrap(), expected);
+    }
 
     let at = OffsetDateTime::UNIX_EPOCH;
-    let frame = parse(broadcast_frame("c-1", &order, at, r#"{"a":1}"#));
+    let draft = broadcast("c-1", &order, at, r#"{"a":1}"#);
+    let frame = parse(draft.complete(Some(Number::Room(7))).frame);
     let message: RoomMessage = serde_json::from_slice(&frame).unwrap();
-    assert_eq!((message.from.as_str(), message.body), ("c-1", json!({"a": 1})));
+    assert_eq!((message.seq, message.from.as_str()), (Some(7), "c-1"));
+    assert_eq!(message.body, json!({"a": 1}));
 
-    let frame = parse(notification_frame("order_created", "[1]", "order-123"));
-    let notification: Notification = serde_json::from_slice(&frame).unwrap();
-    assert_eq!(notification.data.get(), "[1]");
+    let draft = notification("order_created", "[1]", "order-123");
+    for (number, seq, user_seq) in
+        [(Number::Room(7), Some(7), None), (Number::User(8), None, Some(8))]
+    {
+        let frame = parse(draft.clone().complete(Some(number)).frame);
+        let notification: Notification = serde_json::from_slice(&frame).unwrap();
+        assert_eq!((notification.seq, notification.user_seq), (seq, user_seq));
+        assert_eq!(notification.data.get(), "[1]");
+    }
 }
 
 /// Exhaustive, so that a new code is missed here.
@@ -318,6 +467,7 @@ fn named(code: Code) -> ErrorCode {
         Code::UnsupportedType => ErrorCode::UnsupportedType,
         Code::InvalidRoom(_) => ErrorCode::InvalidRoom,
         Code::InvalidRoomFormat => ErrorCode::InvalidRoomFormat,
+        Code::InvalidSince => ErrorCode::InvalidSince,
         Code::NotAuthorized => ErrorCode::NotAuthorized,
         Code::TooManyRooms => ErrorCode::TooManyRooms,
         Code::RateLimited => ErrorCode::RateLimited,
@@ -332,6 +482,7 @@ fn every_error_has_its_code() {
         Code::UnsupportedType,
         Code::InvalidRoom(Action::Join),
         Code::InvalidRoomFormat,
+        Code::InvalidSince,
         Code::NotAuthorized,
         Code::TooManyRooms,
         Code::RateLimited,

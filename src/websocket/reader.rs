@@ -21,7 +21,7 @@ use crate::auth::{Authorizer, Verdict};
 use crate::hub::socket::{Socket, TcpSocket};
 use crate::hub::{Broadcast, HubGone, Publisher, Said};
 use crate::protocol::close::Close;
-use crate::protocol::{Action, ClientMessage, ErrorCode, MessageId, Room, broadcast_frame};
+use crate::protocol::{ClientMessage, ErrorCode, MessageId, Request, Room, broadcast};
 use crate::runtime::clock::uptime;
 use intake::Intake;
 use rate::{ClientRate, ControlRate, RateDecision};
@@ -140,11 +140,12 @@ impl Reader {
     }
 
     fn act(&self, message: ClientMessage<'_>, bytes: usize) -> Result<(), ReadEnd> {
-        let ClientMessage { action, room, body, id } = message;
-        let said = match action {
-            Action::Leave => Said::Leave(room, id),
-            Action::Join => match self.may_join(&room) {
-                Verdict::Allowed => Said::Join(room, id),
+        let ClientMessage { request, id } = message;
+        let said = match request {
+            Request::Leave(room) => Said::Leave(room, id),
+            Request::Resume { since } => Said::Resume { since, id },
+            Request::Join { room, since } => match self.may_join(&room) {
+                Verdict::Allowed => Said::Join { room, since, id },
                 Verdict::Denied => {
                     let user = &self.identity.user_id;
                     info!(conn = self.number, user, room:% = room; "room refused");
@@ -152,12 +153,12 @@ impl Reader {
                 }
                 Verdict::Failed => Said::Refuse(ErrorCode::ServerError, id),
             },
-            Action::Broadcast => match self.may_broadcast(&room)? {
+            Request::Broadcast { room, body } => match self.may_broadcast(&room)? {
                 Verdict::Failed => Said::Refuse(ErrorCode::ServerError, id),
                 verdict => {
-                    let frame = broadcast_frame(&self.id, &room, OffsetDateTime::now_utc(), body);
+                    let draft = broadcast(&self.id, &room, OffsetDateTime::now_utc(), body);
                     let permitted = verdict == Verdict::Allowed;
-                    Said::Broadcast(Broadcast { room, frame, permitted, id })
+                    Said::Broadcast(Broadcast { room, draft, permitted, id })
                 }
             },
         };

@@ -8,10 +8,11 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use realtime_service::bridge::{
-    BridgeCounters, BridgeState, DropReason, Handler, NotClosed, Outgoing, PubSub, QUEUE_MESSAGES,
+    BridgeCounters, BridgeState, DropReason, Handler, Incoming, NotClosed, Outgoing, PubSub,
+    QUEUE_MESSAGES,
 };
 use realtime_service::hub::{Delivery, Target};
-use realtime_service::protocol::text_frame;
+use realtime_service::protocol::Draft;
 use realtime_service::runtime::threads::Threads;
 
 /// Connects any number of instances in one process; clones are the same broker.
@@ -61,11 +62,11 @@ impl MemoryPubSub {
             Some(life) => life.own.clone(),
             None => return Err(DropReason::Disconnected),
         };
-        let text = std::str::from_utf8(&outgoing.payload).map_err(|_| DropReason::NotUtf8)?;
-        if !text.starts_with('{') || matches!(outgoing.target, Target::Admins | Target::Seller(_)) {
+        if matches!(outgoing.target, Target::Admins | Target::Seller(_)) {
             return Err(DropReason::NotPublishable);
         }
-        let delivery = Delivery { target: outgoing.target, frame: text_frame(text) };
+        let draft = Draft::object(&[&outgoing.members]);
+        let delivery = Delivery { target: outgoing.target, draft };
         let mut all = Ok(());
         // Under the lock, so that all members see one order.
         let members = self.broker.members();
@@ -101,9 +102,12 @@ impl PubSub for MemoryPubSub {
         let counters = Arc::clone(&self.counters);
         self.threads.spawn("memory-sub", move || {
             let _alive = alive;
+            if handler(Incoming::BrokenOff).is_break() {
+                return;
+            }
             for delivery in messages {
                 counters.received.inc();
-                if handler(delivery).is_break() {
+                if handler(Incoming::Message(delivery)).is_break() {
                     break;
                 }
             }
@@ -141,16 +145,18 @@ mod tests {
     use std::time::Duration;
 
     fn outgoing(n: usize) -> Outgoing {
-        Outgoing { target: Target::Everyone, payload: format!("{{\"n\":{n}}}").into() }
+        Outgoing { target: Target::Everyone, members: format!("\"n\":{n}}}").into() }
     }
 
     fn member(broker: &MemoryBroker) -> (MemoryPubSub, Receiver<String>) {
         let pubsub = broker.connect(Threads::default());
         let (sender, received) = bounded(QUEUE_MESSAGES);
         pubsub
-            .start(Box::new(move |delivery| {
-                let text = String::from_utf8(frame_payload(&delivery.frame).to_vec()).unwrap();
-                let _ = sender.send(text);
+            .start(Box::new(move |incoming| {
+                if let Incoming::Message(delivery) = incoming {
+                    let frame = delivery.draft.complete(None).frame;
+                    let _ = sender.send(String::from_utf8(frame_payload(&frame).to_vec()).unwrap());
+                }
                 ControlFlow::Continue(())
             }))
             .unwrap();

@@ -19,9 +19,10 @@ impl Fixture {
 
     fn delivered(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> (Target, String) {
         match self.read(channel, payload) {
-            Inbound::Deliver(d) => {
-                (d.target, String::from_utf8(frame_payload(&d.frame).to_vec()).unwrap())
-            }
+            Inbound::Deliver(d) => (
+                d.target,
+                String::from_utf8(frame_payload(&d.draft.complete(None).frame).to_vec()).unwrap(),
+            ),
             other => panic!("not delivered: {other:?}"),
         }
     }
@@ -35,19 +36,19 @@ impl Fixture {
 }
 
 fn wire(instance: Uuid, number: u64, payload: &str) -> Vec<u8> {
-    Envelope { instance, number }.wrap(payload.as_bytes()).unwrap()
+    Envelope { instance, number }.wrap(payload.strip_prefix('{').unwrap().as_bytes())
 }
 
 #[test]
 fn messages_of_other_instances_are_unwrapped_once_and_in_order() {
     let mut f = Fixture::new();
     let room = Target::Room(Room::parse("order-1").unwrap());
-    let (first, third) = (wire(OTHER, 1, r#"{"a":1}"#), wire(OTHER, 3, "{}"));
+    let (first, third) = (wire(OTHER, 1, r#"{"a":1}"#), wire(OTHER, 3, r#"{"a":3}"#));
     assert_eq!(f.delivered("ws:room:order-1", &first), (room.clone(), r#"{"a":1}"#.into()));
     assert_eq!(f.dropped("ws:room:order-1", &first), DropReason::Repeated);
-    assert_eq!(f.delivered("ws:broadcast", &third), (Target::Everyone, "{}".into()));
-    assert_eq!(f.dropped("ws:user:5", wire(OTHER, 2, "{}")), DropReason::Repeated);
-    let own = wire(f.0.instance, 9, "{}");
+    assert_eq!(f.delivered("ws:broadcast", &third), (Target::Everyone, r#"{"a":3}"#.into()));
+    assert_eq!(f.dropped("ws:user:5", wire(OTHER, 2, r#"{"a":2}"#)), DropReason::Repeated);
+    let own = wire(f.0.instance, 9, r#"{"a":9}"#);
     assert!(matches!(f.read("ws:room:order-1", own), Inbound::Own));
 }
 

@@ -166,10 +166,11 @@ impl Publisher {
     fn push(&mut self, pipeline: &mut Pipeline, outgoing: &Outgoing) {
         let origin = Envelope { instance: self.shared.instance, number: self.number + 1 };
         let channel = self.shared.channels.of(&outgoing.target);
-        // Cannot fail: the queue has checked both.
-        let (Some(channel), Some(message)) = (channel, origin.wrap(&outgoing.payload)) else {
+        // Cannot fail: the queue has checked it.
+        let Some(channel) = channel else {
             return self.shared.counters.dropped.add(DropReason::NotPublishable, 1);
         };
+        let message = origin.wrap(&outgoing.members);
         self.number += 1;
         pipeline.messages += 1;
         publish(&channel, &message, &mut pipeline.commands);

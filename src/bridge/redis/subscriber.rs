@@ -10,7 +10,7 @@ use redis::{Connection, Msg, RedisError, Value, cmd};
 use super::{MISSING_PROBES, PING_AFTER, SessionError, Shared, StopSignal, Throttle, describe};
 use crate::bridge::backoff::Backoff;
 use crate::bridge::inbox::{Inbound, Inbox};
-use crate::bridge::{DropReason, Handler};
+use crate::bridge::{DropReason, Handler, Incoming};
 use crate::runtime::count::Kind;
 
 /// Probes that may be missing while other messages come: they may only stand behind those.
@@ -77,6 +77,9 @@ impl Subscriber {
         if std::mem::replace(&mut self.was_connected, true) {
             self.shared.counters.reconnects.inc();
         }
+        if (self.handler)(Incoming::BrokenOff).is_break() {
+            return Ok(());
+        }
         let mut subscription = connection.as_pubsub();
         let end = self.read(&mut subscription, generation);
         // Its drop unsubscribes and waits for the answer; not for long.
@@ -130,7 +133,7 @@ impl Subscriber {
         match self.inbox.read(&self.shared.channels, channel, payload) {
             Inbound::Deliver(delivery) => {
                 self.shared.counters.received.inc();
-                return (self.handler)(delivery);
+                return (self.handler)(Incoming::Message(delivery));
             }
             Inbound::Own => {}
             Inbound::Probe(number) => {

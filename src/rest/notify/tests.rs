@@ -11,7 +11,9 @@ fn error(body: &str) -> (&'static str, String) {
 
 fn frames(body: &str) -> Vec<String> {
     let wanted = parse(body.as_bytes()).unwrap();
-    let text = |d: &Delivery| String::from_utf8(frame_payload(&d.frame).to_vec()).unwrap();
+    let text = |d: &Delivery| {
+        String::from_utf8(frame_payload(&d.draft.clone().complete(None).frame).to_vec()).unwrap()
+    };
     wanted.deliveries.iter().map(text).collect()
 }
 

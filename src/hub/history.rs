@@ -1,0 +1,475 @@
+//! What was said lately, for clients that come back: a log for each room and each user, with numbered
+//! messages that are shared with the outboxes (docs/ARCHITECTURE.md, "History").
+//!
+//! A log's *number* (`seq`) counts its messages without a gap, its *epoch* names one unbroken life of the
+//! number. The messages are kept for a while, the number for much longer: who missed nothing has nothing to
+//! recover. Nothing here costs more than a message's own log, however many logs there are.
+
+mod order;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use slotmap::{SlotMap, new_key_type};
+use uuid::Uuid;
+
+use super::event::Target;
+use crate::config::{Config, MAX_VACANT_LOGS, NUMBERS_TTL};
+use crate::protocol::{Draft, Number, Numbered, Position};
+use crate::runtime::clock::Moment;
+use order::{Links, List, ListName};
+
+/// What a kept message takes besides its frame: its place in the log, the count of who shares it, and what
+/// malloc adds to both allocations.
+const MESSAGE_BYTES: usize = 112;
+/// Most messages that one call of [`History::forget_old`] lets go: some milliseconds. What it leaves over
+/// waits for the next.
+const FORGOTTEN_AT_ONCE: usize = 20_000;
+/// Fewest names for which memory is given back.
+const KEPT_NAMES: usize = 1024;
+
+new_key_type! {
+    /// A log; a key of one that was forgotten never hits another.
+    pub struct LogKey;
+}
+
+type Logs = SlotMap<LogKey, Box<Log>>;
+
+/// How much is kept.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Of one log; 0 is off.
+    messages: usize,
+    ttl: Duration,
+    /// Of all logs.
+    bytes: usize,
+    vacant_logs: usize,
+}
+
+/// All logs.
+#[derive(Debug)]
+pub struct History {
+    limits: Limits,
+    names: HashMap<Target, LogKey>,
+    logs: Logs,
+    /// Logs with messages, the one that was silent for longest first.
+    silent: List,
+    /// Logs of rooms without members and of users who are away, the one that was used longest ago first.
+    vacant: List,
+    /// Of all kept messages.
+    bytes: usize,
+    /// What the epochs of this process begin with.
+    process: String,
+    /// Epochs so far.
+    epochs: u64,
+    /// The epoch of logs that begin now.
+    epoch: Arc<str>,
+    /// A log was forgotten since the epoch began: were it to begin again in the same one, its old numbers
+    /// would look like new ones.
+    is_worn: bool,
+    /// Rises whenever messages may be missing in all logs.
+    generation: u32,
+    counts: HistoryCounts,
+}
+
+/// The past of a room or a user.
+#[derive(Debug)]
+struct Log {
+    target: Target,
+    epoch: Arc<str>,
+    generation: u32,
+    /// Number of the last message.
+    seq: u64,
+    /// The last messages; that with number `seq` is the last.
+    messages: VecDeque<Kept>,
+    /// Of a log that nobody listens to: when it was last used.
+    used: Moment,
+    /// Replays that read it.
+    readers: u32,
+    silent: Links,
+    vacant: Links,
+}
+
+#[derive(Debug)]
+struct Kept {
+    frame: Bytes,
+    at: Moment,
+}
+
+/// Why what a client missed cannot be given to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NotRecovered {
+    /// The numbers have begun anew since: the service has restarted, or has forgotten the log.
+    OtherEpoch,
+    /// Some of it is no longer kept.
+    TooOld,
+    /// It says that it has what was never sent.
+    Future,
+    /// `HISTORY_MESSAGES` is 0.
+    Off,
+}
+
+impl NotRecovered {
+    /// The name in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::OtherEpoch => "other_epoch",
+            Self::TooOld => "too_old",
+            Self::Future => "future",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// What was counted since the start, and what is kept now.
+#[derive(Debug, Clone, Default)]
+pub struct HistoryCounts {
+    /// Logs that there are.
+    pub logs: u64,
+    /// Bytes of all kept messages.
+    pub bytes: u64,
+    /// Joins and resumes that got all that they had missed.
+    pub recovered: u64,
+    /// Those that did not, by reason.
+    pub not_recovered: BTreeMap<&'static str, u64>,
+    /// Messages sent again.
+    pub replayed: u64,
+    /// Members that were told that something may be missing.
+    pub resets: u64,
+    /// Messages let go before their time, since all together were over `HISTORY_BYTES`.
+    pub evicted_messages: u64,
+    /// Logs forgotten before their time, since there were too many.
+    pub evicted_logs: u64,
+}
+
+impl History {
+    /// Without logs.
+    pub fn new(config: &Config) -> Self {
+        let limits = Limits {
+            messages: config.history_messages,
+            ttl: config.history_ttl,
+            bytes: config.history_bytes,
+            vacant_logs: MAX_VACANT_LOGS,
+        };
+        let mut process = Uuid::new_v4().simple().to_string();
+        process.truncate(16);
+        let mut history = Self {
+            limits,
+            names: HashMap::new(),
+            logs: Logs::with_key(),
+            silent: List::new(ListName::Silent),
+            vacant: List::new(ListName::Vacant),
+            bytes: 0,
+            process,
+            epochs: 0,
+            epoch: "".into(),
+            is_worn: false,
+            generation: 0,
+            counts: HistoryCounts::default(),
+        };
+        history.begin_epoch();
+        history
+    }
+
+    fn begin_epoch(&mut self) {
+        self.epochs += 1;
+        self.epoch = format!("{}-{}", self.process, self.epochs).into();
+        self.is_worn = false;
+    }
+
+    /// Whether messages are numbered.
+    pub fn is_on(&self) -> bool {
+        self.limits.messages > 0
+    }
+
+    /// The log of a target, new where there is none; `None` for targets without one, or when history is off.
+    /// `has_listeners` says whether anyone is in the room, or the user is here.
+    pub fn open(&mut self, target: &Target, has_listeners: bool, now: Moment) -> Option<LogKey> {
+        if !self.is_on() || !matches!(target, Target::Room(_) | Target::User(_)) {
+            return None;
+        }
+        let key = match self.names.get(target) {
+            Some(key) => *key,
+            None => self.begin(target),
+        };
+        if has_listeners {
+            self.vacant.remove(&mut self.logs, key);
+        } else {
+            self.use_vacant(key, now);
+        }
+        Some(key)
+    }
+
+    /// The log of a target, if there is one.
+    pub fn find(&self, target: &Target) -> Option<LogKey> {
+        self.names.get(target).copied()
+    }
+
+    fn begin(&mut self, target: &Target) -> LogKey {
+        if self.is_worn {
+            self.begin_epoch();
+        }
+        let key = self.logs.insert(Box::new(Log {
+            target: target.clone(),
+            epoch: Arc::clone(&self.epoch),
+            generation: self.generation,
+            seq: 0,
+            messages: VecDeque::new(),
+            used: Moment::NEVER,
+            readers: 0,
+            silent: Links::default(),
+            vacant: Links::default(),
+        }));
+        self.names.insert(target.clone(), key);
+        key
+    }
+
+    /// Nobody listens to this target any more: its log is kept as long as there is room.
+    pub fn vacate(&mut self, target: &Target, now: Moment) {
+        if let Some(key) = self.names.get(target) {
+            self.use_vacant(*key, now);
+        }
+    }
+
+    fn use_vacant(&mut self, key: LogKey, now: Moment) {
+        if let Some(log) = self.logs.get_mut(key) {
+            log.used = now;
+        }
+        self.vacant.push_last(&mut self.logs, key);
+        while self.vacant.len() > self.limits.vacant_logs
+            && let Some(first) = self.vacant.first()
+        {
+            self.counts.evicted_logs += 1;
+            self.forget(first);
+        }
+    }
+
+    fn forget(&mut self, key: LogKey) {
+        self.let_go_all(key);
+        self.vacant.remove(&mut self.logs, key);
+        if let Some(log) = self.logs.remove(key) {
+            self.names.remove(&log.target);
+            self.is_worn = true;
+        }
+    }
+
+    /// Where a log is now.
+    pub fn position(&self, key: LogKey) -> Option<Position> {
+        let log = self.logs.get(key)?;
+        Some(Position { epoch: Arc::clone(&log.epoch), seq: log.seq })
+    }
+
+    /// Whose log it is.
+    pub fn target(&self, key: LogKey) -> Option<&Target> {
+        self.logs.get(key).map(|log| &log.target)
+    }
+
+    /// Gives a message its number, completes its frame, and keeps it.
+    pub fn append(&mut self, key: LogKey, draft: Draft, now: Moment) -> Numbered {
+        let Some(log) = self.logs.get_mut(key) else {
+            return draft.complete(None);
+        };
+        log.seq += 1;
+        let numbered = draft.complete(Some(match &log.target {
+            Target::User(_) => Number::User(log.seq),
+            _ => Number::Room(log.seq),
+        }));
+        self.bytes += cost(&numbered.frame);
+        log.messages.push_back(Kept { frame: numbered.frame.clone(), at: now });
+        self.silent.push_last(&mut self.logs, key);
+        self.trim(key, now);
+        self.make_room(key);
+        numbered
+    }
+
+    /// Lets go what a log has too much of, or for too long.
+    fn trim(&mut self, key: LogKey, now: Moment) {
+        let Limits { messages, ttl, .. } = self.limits;
+        while let Some(log) = self.logs.get(key)
+            && let Some(oldest) = log.messages.front()
+            && (log.messages.len() > messages || (log.readers == 0 && now.since(oldest.at) > ttl))
+        {
+            self.let_go(key);
+        }
+    }
+
+    /// Lets go messages while all together are over their limit: first those of the log that was silent for
+    /// longest; of the log that was appended to, as many as it takes.
+    fn make_room(&mut self, appended: LogKey) {
+        while self.bytes > self.limits.bytes
+            && let Some(key) = self.silent.first()
+        {
+            self.counts.evicted_messages +=
+                if key == appended { self.let_go(key) } else { self.let_go_all(key) };
+        }
+    }
+
+    fn let_go_all(&mut self, key: LogKey) -> u64 {
+        let Some(log) = self.logs.get_mut(key) else { return 0 };
+        let messages = std::mem::take(&mut log.messages);
+        self.bytes -= messages.iter().map(|message| cost(&message.frame)).sum::<usize>();
+        self.silent.remove(&mut self.logs, key);
+        messages.len() as u64
+    }
+
+    /// Lets go the oldest message of a log.
+    fn let_go(&mut self, key: LogKey) -> u64 {
+        let Some(log) = self.logs.get_mut(key) else { return 0 };
+        if log.messages.len() <= 1 {
+            return self.let_go_all(key);
+        }
+        let oldest = log.messages.pop_front();
+        self.bytes -= oldest.iter().map(|message| cost(&message.frame)).sum::<usize>();
+        1
+    }
+
+    /// Lets go what is older than `HISTORY_TTL`, and forgets the numbers of rooms and users that nobody has
+    /// used for a day; for the hub's tick. What a replay still reads stays.
+    pub fn forget_old(&mut self, now: Moment) {
+        let mut left = FORGOTTEN_AT_ONCE as u64;
+        let mut next = self.silent.first();
+        while let Some(key) = next
+            && let Some(log) = self.logs.get(key)
+            && log.messages.back().is_some_and(|last| now.since(last.at) > self.limits.ttl)
+            && left > 0
+        {
+            let is_read = log.readers > 0;
+            next = self.silent.behind(&self.logs, key);
+            left = left.saturating_sub(if is_read { 1 } else { self.let_go_all(key) });
+        }
+        while let Some(key) = self.vacant.first()
+            && self.logs.get(key).is_some_and(|log| now.since(log.used) > NUMBERS_TTL)
+            && left > 0
+        {
+            self.forget(key);
+            left -= 1;
+        }
+        if self.names.capacity() > 8 * self.names.len().max(KEPT_NAMES) {
+            self.names.shrink_to(2 * self.names.len());
+        }
+    }
+
+    /// Whether all behind this position is kept.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn recover(
+        &mut self,
+        key: LogKey,
+        since: &Position,
+        now: Moment,
+    ) -> Result<(), NotRecovered> {
+        self.trim(key, now);
+        let recovered = match self.logs.get(key) {
+            None => Err(NotRecovered::OtherEpoch),
+            Some(log) if log.epoch != since.epoch => Err(NotRecovered::OtherEpoch),
+            Some(log) if since.seq > log.seq => Err(NotRecovered::Future),
+            Some(log) if since.seq < log.first().saturating_sub(1) => Err(NotRecovered::TooOld),
+            Some(_) => Ok(()),
+        };
+        match recovered {
+            Ok(()) => self.counts.recovered += 1,
+            Err(reason) => self.count_not_recovered(reason),
+        }
+        recovered
+    }
+
+    /// Counts a client that was told that it cannot have what it missed.
+    pub fn count_not_recovered(&mut self, reason: NotRecovered) {
+        *self.counts.not_recovered.entry(reason.label()).or_default() += 1;
+    }
+
+    /// A replay begins to read a log: until it ends, nothing of it goes for its age.
+    pub fn begin_reading(&mut self, key: LogKey) {
+        if let Some(log) = self.logs.get_mut(key) {
+            log.readers += 1;
+        }
+    }
+
+    /// A replay has ended.
+    pub fn end_reading(&mut self, key: LogKey) {
+        if let Some(log) = self.logs.get_mut(key) {
+            log.readers = log.readers.saturating_sub(1);
+        }
+    }
+
+    /// The messages of a log from this number on; `None` when some are no longer kept.
+    pub fn read(&self, key: LogKey, from: u64) -> Option<impl Iterator<Item = &Bytes>> {
+        let log = self.logs.get(key)?;
+        let skipped = usize::try_from(from.checked_sub(log.first())?).ok()?;
+        Some(log.messages.iter().skip(skipped).map(|message| &message.frame))
+    }
+
+    /// Whether there is no message with this number yet.
+    pub fn ends_before(&self, key: LogKey, number: u64) -> bool {
+        self.logs.get(key).is_none_or(|log| log.seq < number)
+    }
+
+    /// Messages may be missing in every log; returns them, each to be renewed.
+    pub fn break_off(&mut self) -> Vec<LogKey> {
+        self.generation = self.generation.wrapping_add(1);
+        self.begin_epoch();
+        self.logs.keys().collect()
+    }
+
+    /// Begins a new epoch in a log in which messages may be missing, and lets go what it has; whether it was
+    /// one.
+    pub fn renew(&mut self, key: LogKey) -> bool {
+        let Some(log) = self.logs.get_mut(key).filter(|log| log.generation != self.generation)
+        else {
+            return false;
+        };
+        log.generation = self.generation;
+        log.epoch = Arc::clone(&self.epoch);
+        self.let_go_all(key);
+        true
+    }
+
+    /// Counts messages that were sent again.
+    pub fn count_replayed(&mut self, messages: u64) {
+        self.counts.replayed += messages;
+    }
+
+    /// Counts a member that was told that something may be missing.
+    pub fn count_reset(&mut self) {
+        self.counts.resets += 1;
+    }
+
+    /// What was counted.
+    pub fn counts(&self) -> HistoryCounts {
+        let (logs, bytes) = (self.logs.len() as u64, self.bytes as u64);
+        HistoryCounts { logs, bytes, ..self.counts.clone() }
+    }
+}
+
+impl Log {
+    /// Number of the first message that is kept; of the next one when none is.
+    fn first(&self) -> u64 {
+        self.seq.saturating_add(1).saturating_sub(self.messages.len() as u64)
+    }
+
+    fn links(&self, list: ListName) -> &Links {
+        match list {
+            ListName::Silent => &self.silent,
+            ListName::Vacant => &self.vacant,
+        }
+    }
+
+    fn links_mut(&mut self, list: ListName) -> &mut Links {
+        match list {
+            ListName::Silent => &mut self.silent,
+            ListName::Vacant => &mut self.vacant,
+        }
+    }
+}
+
+/// What a kept message counts for.
+fn cost(frame: &Bytes) -> usize {
+    frame.len() + MESSAGE_BYTES
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+mod tests;
