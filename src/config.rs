@@ -64,7 +64,7 @@ pub const FLUSH_BYTES: usize = 256 * KIB;
 pub const REPLAY_BYTES: usize = 64 * KIB;
 /// How long the number of a room is remembered in which nobody is, and that of a user who is away. Much
 /// longer than messages are kept: who missed nothing recovers after a night too.
-pub const NUMBERS_TTL: Duration = Duration::from_hours(24);
+pub const NUMBERS_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Most rooms without members, and users who are away, whose numbers are remembered.
 pub const MAX_VACANT_LOGS: usize = 100_000;
 /// How often the hub walks all connections for heartbeat, expiry and deadlines.

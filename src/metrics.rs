@@ -18,6 +18,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::auth::{Authorizer, TokenError};
 use crate::bridge::{BridgeCounters, BridgeState, PubSub};
+use crate::hub::history::{HistoryCounts, NotRecovered};
 use crate::hub::{Buckets, Event, HubHandle, Stats};
 use crate::logging::dropped_lines;
 use crate::runtime::count::{CountBy, Kind};
@@ -353,12 +354,49 @@ impl Out<'_> {
         )
     }
 
+    fn history(&mut self, counts: &HistoryCounts) -> fmt::Result {
+        self.gauge("realtime_history_logs", "Rooms and users with numbers", counts.logs as f64)?;
+        self.gauge("realtime_history_bytes", "Bytes of kept messages", counts.bytes as f64)?;
+        self.counters(
+            "realtime_not_recovered",
+            "Joins and resumes that could not get what they had missed",
+            "reason",
+            NotRecovered::ALL.map(|reason| {
+                let count = counts.not_recovered.get(reason.label());
+                (reason.label(), count.copied().unwrap_or(0))
+            }),
+        )?;
+        for (name, help, value) in [
+            (
+                "realtime_recovered",
+                "Joins and resumes that got all that they had missed",
+                counts.recovered,
+            ),
+            ("realtime_replayed_frames", "Messages sent again", counts.replayed),
+            ("realtime_resets", "Times that a member was told of a gap", counts.resets),
+            (
+                "realtime_history_evicted_messages",
+                "Messages let go since all together were over HISTORY_BYTES",
+                counts.evicted_messages,
+            ),
+            (
+                "realtime_history_evicted_logs",
+                "Numbers of vacant rooms and absent users forgotten since there were too many",
+                counts.evicted_logs,
+            ),
+        ] {
+            self.counter(name, help, value)?;
+        }
+        Ok(())
+    }
+
     fn stats(&mut self, stats: &Stats) -> fmt::Result {
         let by = |map: &std::collections::BTreeMap<&'static str, u64>| map.clone();
         self.gauge("realtime_connections", "Live connections", stats.connections as f64)?;
         self.gauge("realtime_rooms", "Rooms that have members", stats.rooms as f64)?;
         self.gauge("realtime_writers", "Writer threads", stats.writers as f64)?;
         self.waiting(stats)?;
+        self.history(&stats.history)?;
         self.counter("realtime_connects", "Connections that became live", stats.connects)?;
         self.counters(
             "realtime_disconnects",

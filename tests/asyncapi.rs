@@ -62,7 +62,8 @@ impl Recorder {
     fn send(&mut self, client: &mut Client, message: &Value) {
         let text = message.to_string();
         let kind = message["type"].as_str().unwrap();
-        let name = *["join", "leave", "broadcast"].iter().find(|name| **name == kind).unwrap();
+        let name =
+            *["join", "leave", "broadcast", "resume"].iter().find(|name| **name == kind).unwrap();
         self.record(name, &text);
         client.send(&text);
     }
@@ -147,6 +148,19 @@ fn converse(recorder: &mut Recorder) {
         recorder.send(&mut client, &json!({"type": kind, "payload": room()}));
         recorder.receive(&mut client, plain);
     }
+    for since in [None, Some(json!({"epoch": "e-1", "seq": 3}))] {
+        let mut payload = room();
+        if let Some(since) = &since {
+            payload["since"] = since.clone();
+        }
+        recorder.send(&mut client, &json!({"type": "join", "id": 1, "payload": payload}));
+        recorder.receive(&mut client, "joined");
+        let payload = since.map_or(json!({}), |since| json!({"since": since}));
+        recorder.send(&mut client, &json!({"type": "resume", "id": 1, "payload": payload}));
+        recorder.receive(&mut client, "resumed");
+    }
+    recorder.send(&mut client, &json!({"type": "resume"}));
+    recorder.receive(&mut client, "resumed");
     client.join("order-7");
     for payload in [json!({"room": "order-7", "body": {"any": 1}}), room()] {
         recorder.send(&mut client, &json!({"type": "broadcast", "id": 1, "payload": payload}));
@@ -165,6 +179,7 @@ fn converse(recorder: &mut Recorder) {
         (r#"{"type":"shout","id":2}"#, "unsupported_type"),
         (r#"{"type":"leave"}"#, "invalid_room"),
         (r#"{"type":"join","id":"x","payload":{"room":"order-"}}"#, "invalid_room_format"),
+        (r#"{"type":"resume","payload":{"since":7}}"#, "invalid_since"),
         (r#"{"type":"join","payload":{"room":"order-8"}}"#, "not_authorized"),
         (r#"{"type":"join","payload":{"room":"lobby"}}"#, "too_many_rooms"),
     ] {
@@ -244,6 +259,12 @@ fn go_through_redis(recorder: &mut Recorder) {
         redis.publish(channel, "as it is");
         assert_eq!(seller.next(), Frame::Text("as it is".into()));
         recorder.seen.insert("foreign");
+    }
+
+    // The seller has a room and notifications of its own, in which something may be missing now.
+    redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    for _ in 0..2 {
+        recorder.receive(&mut seller, "reset");
     }
 }
 

@@ -161,14 +161,14 @@ fn two_instances_exchange_in_order_without_duplicates() {
         a.publish(target, &numbered(n)).unwrap();
         b.publish(target, &numbered(n)).unwrap();
     }
-    a.publish(&room("end"), "{}").unwrap();
-    b.publish(&room("end"), "{}").unwrap();
+    a.publish(&room("end"), r#"{"a":1}"#).unwrap();
+    b.publish(&room("end"), r#"{"a":1}"#).unwrap();
     for instance in [&a, &b] {
         for n in 0..2000 {
             assert_eq!(instance.next(), (targets[n % targets.len()].clone(), numbered(n)));
         }
         // Anything repeated, or its own, would stand before this.
-        assert_eq!(instance.next(), (room("end"), "{}".to_owned()));
+        assert_eq!(instance.next(), (room("end"), r#"{"a":1}"#.to_owned()));
     }
     until("all is confirmed", || a.bridge.counters().published() == 2001);
     a.close();
@@ -268,8 +268,8 @@ fn a_prefix_with_glob_characters_separates_systems() {
         other.publish(&room("x"), r#"{"other":1}"#).unwrap();
         until("it is confirmed", || other.bridge.counters().published() == 1);
     }
-    a.publish(&room("x"), "{}").unwrap();
-    assert_eq!(b.next(), (room("x"), "{}".to_owned()));
+    a.publish(&room("x"), r#"{"a":1}"#).unwrap();
+    assert_eq!(b.next(), (room("x"), r#"{"a":1}"#.to_owned()));
     for other in &others {
         other.close();
         assert!(other.received.is_empty());
@@ -291,9 +291,9 @@ fn passwords_users_and_databases_are_honoured() {
     let bob = config(&format!("redis://bob@{at}/3"));
     let b = Instance::connected(&RedisConfig { password: password(), ..bob });
     let c = Instance::connected(&config(&format!("redis://eve:s%253F@{at}")));
-    a.publish(&room("x"), "{}").unwrap();
-    assert_eq!(b.next(), (room("x"), "{}".to_owned()));
-    assert_eq!(c.next(), (room("x"), "{}".to_owned()));
+    a.publish(&room("x"), r#"{"a":1}"#).unwrap();
+    assert_eq!(b.next(), (room("x"), r#"{"a":1}"#.to_owned()));
+    assert_eq!(c.next(), (room("x"), r#"{"a":1}"#.to_owned()));
     let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut admin).unwrap();
     let of_bob = list.lines().filter(|l| l.contains("user=bob") && l.contains(" db=3 ")).count();
     assert_eq!(of_bob, 2, "two connections per instance: {list}");
@@ -316,7 +316,7 @@ fn a_refused_password_is_tried_again() {
         (b.bridge.state(), none.bridge.state()),
         (BridgeState::Disconnected, BridgeState::Disconnected)
     );
-    assert_eq!(b.publish(&Target::Everyone, "{}"), Err(DropReason::Disconnected));
+    assert_eq!(b.publish(&Target::Everyone, r#"{"a":1}"#), Err(DropReason::Disconnected));
     run(&mut admin, &["CONFIG", "SET", "requirepass", "other"]);
     resumes(&a, &b, 0);
 }
@@ -369,7 +369,7 @@ fn a_hung_redis_delays_nobody_and_resumes() {
         publish();
     }
     eprintln!("noticed after {:?}, {n} messages", start.elapsed());
-    assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Disconnected));
+    assert_eq!(a.publish(&Target::Everyone, r#"{"a":1}"#), Err(DropReason::Disconnected));
     until("what waited is counted", || {
         a.dropped(DropReason::Disconnected) > 0 && a.dropped(DropReason::Lost) > 0
     });
@@ -392,7 +392,7 @@ fn a_hung_redis_does_not_hold_up_the_end() {
     let start = Instant::now();
     a.close();
     assert!(start.elapsed() < Duration::from_secs(4), "closed after {:?}", start.elapsed());
-    assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Closed));
+    assert_eq!(a.publish(&Target::Everyone, r#"{"a":1}"#), Err(DropReason::Closed));
     redis.signal("CONT");
 }
 
@@ -422,7 +422,7 @@ fn an_absent_redis_is_found_when_it_comes() {
         (Instance::start(&config), Instance::start(&config))
     };
     assert_eq!(a.bridge.state(), BridgeState::Disconnected);
-    assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Disconnected));
+    assert_eq!(a.publish(&Target::Everyone, r#"{"a":1}"#), Err(DropReason::Disconnected));
     let _redis = Redis::at(port, &[]);
     let n = resumes(&a, &b, 0);
     resumes(&b, &a, n);
@@ -523,7 +523,7 @@ fn closing_publishes_what_is_queued() {
     }
     a.close();
     assert_eq!(a.bridge.counters().published(), 5000);
-    assert_eq!(a.publish(&Target::Everyone, "{}"), Err(DropReason::Closed));
+    assert_eq!(a.publish(&Target::Everyone, r#"{"a":1}"#), Err(DropReason::Closed));
     for n in 0..5000 {
         assert_eq!(number_of(&b.next()), n);
     }
@@ -626,8 +626,8 @@ fn a_subscription_without_a_publisher_is_kept_and_pinged() {
             .any(|l| l.contains("user=bob") && l.contains("psub=5") && l.contains("cmd=ping"))
     });
     assert_eq!(b.bridge.state(), BridgeState::Disconnected);
-    a.publish(&Target::Everyone, "{}").unwrap();
-    assert_eq!(b.next(), (Target::Everyone, "{}".to_owned()));
+    a.publish(&Target::Everyone, r#"{"a":1}"#).unwrap();
+    assert_eq!(b.next(), (Target::Everyone, r#"{"a":1}"#.to_owned()));
     assert_eq!(b.bridge.counters().reconnects(), 0);
     redis.run(&["ACL", "SETUSER", "bob", "+publish"]);
     b.wait_for("connected");

@@ -152,7 +152,7 @@ fn rooms_and_bodies_stay_in_their_place() {
             .send(&format!(r#"{{"type":"broadcast","payload":{{"room":"lobby","body":{body}}}}}"#));
         let text = client.text();
         assert!(
-            text.starts_with(r#"{"from":""#) && text.ends_with(&format!(r#","body":{body}}}"#)),
+            text.starts_with(r#"{"seq":"#) && text.ends_with(&format!(r#","body":{body}}}"#)),
             "{text}"
         );
         assert_ne!(serde_json::from_str::<Value>(&text).unwrap()["from"], "forged");

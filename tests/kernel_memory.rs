@@ -123,7 +123,8 @@ fn a_peer_that_says_goodbye_and_does_not_read_keeps_nothing_for_long() {
 fn thousands_who_come_and_are_cut_leave_nothing_behind() {
     let _machine = machine();
     let connects = if full_size() { 100_000 } else { 5000 };
-    let service = start(&[]);
+    // What was said is kept for those who come back, within its own limit.
+    let service = start(&[("HISTORY_BYTES", "1MiB")]);
     // The latest who were cut, and have not ended their side.
     let mut held = VecDeque::new();
     let mut round = |n: usize| {

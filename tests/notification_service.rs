@@ -59,17 +59,18 @@ fn typed_notifications_reach_users_and_rooms_until_the_shutdown() {
     let sent: Order = serde_json::from_value(order()).unwrap();
     assert_eq!(notifications.send_order_update("7", &sent).unwrap(), 2);
     for client in [&mut one, &mut two] {
-        let expected = json!({"event": "order_updated", "data": order(), "to": "7"});
+        let expected = json!({"user_seq": 1, "event": "order_updated", "data": order(), "to": "7"});
         assert_eq!(client.json(), expected);
     }
     let sent: Product = serde_json::from_value(product()).unwrap();
     assert_eq!(notifications.send_product_update(&room, &sent).unwrap(), 1);
-    assert_eq!(one.json(), json!({"event": "product_updated", "data": product(), "to": "shop"}));
+    let expected = json!({"seq": 1, "event": "product_updated", "data": product(), "to": "shop"});
+    assert_eq!(one.json(), expected);
 
     assert_eq!(notifications.broadcast_notification(&room, "sale", &json!([1, "a"])).unwrap(), 1);
-    assert_eq!(one.text(), r#"{"event":"sale","data":[1,"a"],"to":"shop"}"#);
+    assert_eq!(one.text(), r#"{"seq":2,"event":"sale","data":[1,"a"],"to":"shop"}"#);
     assert_eq!(notifications.send_to_user("8", "hello", &()).unwrap(), 1);
-    assert_eq!(other.text(), r#"{"event":"hello","data":null,"to":"8"}"#);
+    assert_eq!(other.text(), r#"{"user_seq":1,"event":"hello","data":null,"to":"8"}"#);
     assert_eq!(notifications.send_to_user("nobody", "hello", &()).unwrap(), 0);
     for client in [&mut one, &mut two, &mut other] {
         client.assert_quiet();

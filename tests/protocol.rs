@@ -38,7 +38,8 @@ fn assert_answer(client: &mut Client, message: &str, answer: &str) {
 
 /// The parts of a broadcast: `from`, `ts`, and the text of `body`.
 fn broadcast_parts<'a>(text: &'a str, room: &str) -> (&'a str, &'a str, &'a str) {
-    let rest = text.strip_prefix(r#"{"from":""#).expect(text);
+    let (number, rest) = text.split_once(r#","from":""#).expect(text);
+    assert!(number.starts_with(r#"{"seq":"#), "{text}");
     let (from, rest) = rest.split_once(&format!(r#"","room":"{room}","ts":""#)).expect(text);
     let (ts, body) = rest.split_once(r#"","body":"#).expect(text);
     (from, ts, body.strip_suffix('}').expect(text))
@@ -288,7 +289,7 @@ fn a_backend_that_is_down_is_a_server_error() {
 
 #[test]
 fn ids_are_repeated_as_they_came() {
-    let service = unlimited();
+    let service = Service::with(&[("RATE_LIMIT", "0"), ("HISTORY_MESSAGES", "0")]);
     let mut client = service.client("1", "");
     for id in [
         r#""r1""#,

@@ -31,7 +31,7 @@ use realtime_service::hub::{
 use realtime_service::protocol::{Draft, Id, Room};
 use realtime_service::runtime::channel;
 use realtime_service::runtime::threads::Threads;
-use support::{PATIENCE, until};
+use support::{PATIENCE, until, without_number};
 
 /// A peer that takes everything at once, frame by frame.
 struct Peer {
@@ -191,15 +191,6 @@ impl Member {
 /// A message of this JSON object.
 fn object(text: &str) -> Draft {
     Draft::object(&[text.strip_prefix('{').unwrap().as_bytes()])
-}
-
-/// Each hub numbers by itself, so what both deliver is the same but for the number.
-fn without_number(text: &str) -> String {
-    let numbered = ["{\"seq\":", "{\"user_seq\":"].iter().any(|start| text.starts_with(start));
-    match text.split_once(',') {
-        Some((_, rest)) if numbered => format!("{{{rest}"),
-        _ => text.to_owned(),
-    }
 }
 
 fn room(name: &str) -> Room {

@@ -23,6 +23,8 @@ fn the_defaults_are_read_out_of_the_table() {
     assert_eq!(config.rate_limit, RateLimit { per_second: 50, burst: 100 });
     assert_eq!((config.rate_bytes, config.room_rate_bytes), (64 * KIB, MIB));
     assert_eq!((config.send_queue_frames, config.send_queue_bytes), (16_384, MIB));
+    assert_eq!((config.history_messages, config.history_bytes), (100, 64 * MIB));
+    assert_eq!(config.history_ttl, Duration::from_secs(120));
     assert_eq!(config.write_timeout, Duration::from_secs(5));
     assert!(config.api_auth);
 }
@@ -61,6 +63,9 @@ fn every_bad_value_is_named_with_what_is_expected() {
         ("ROOM_RATE_BYTES", "fast"),
         ("SEND_QUEUE_FRAMES", "0"),
         ("SEND_QUEUE_BYTES", "1GB"),
+        ("HISTORY_MESSAGES", "10001"),
+        ("HISTORY_TTL", "0s"),
+        ("HISTORY_BYTES", "100"),
         ("WRITE_TIMEOUT", "0"),
         ("BODY_TIMEOUT", "s"),
         ("PING_INTERVAL", "10ms"),

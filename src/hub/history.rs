@@ -112,6 +112,9 @@ pub enum NotRecovered {
 }
 
 impl NotRecovered {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::OtherEpoch, Self::TooOld, Self::Future, Self::Off];
+
     /// The name in metrics.
     pub fn label(self) -> &'static str {
         match self {

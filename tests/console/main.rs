@@ -182,6 +182,58 @@ fn it_says_when_the_server_is_gone_and_comes_back_with_it() {
 }
 
 #[test]
+fn the_switch_drops_the_connection_and_recovers_what_was_missed() {
+    let service = Service::start();
+    let browser = Browser::start();
+    let page = console(&browser, &service);
+    connect(&page, "alice", "client");
+    join(&page, "lobby");
+    let mut other = service.client("bob", "client");
+    let say = |other: &mut support::Client, text: &str| other.broadcast("lobby", &json!(text));
+    let rows = |part: &str| {
+        format!(
+            "[...document.querySelectorAll('#messages .row')].filter(row => row.textContent.includes({})).length",
+            quoted(part)
+        )
+    };
+    say(&mut other, "before");
+    row(&page, "received", &["before", "lobby#1"]);
+    page.shows("#rooms", "#1");
+    page.shows("#who-position", "up to #0");
+
+    page.click("#away");
+    page.shows("#status", "Away");
+    assert_eq!(page.eval("document.querySelector('#away').getAttribute('aria-checked')"), "true");
+    service.log_line("closed by the peer with 1000");
+    say(&mut other, "missed 1");
+    say(&mut other, "missed 2");
+    service.notify(&json!({"user_id": "alice", "event": "missed 3", "data": null}));
+    other.assert_quiet();
+    assert_eq!(page.eval(&rows("missed")), 0);
+    page.click("#away");
+    page.shows("#status", "Connected as alice");
+    row(&page, "system", &["Joined lobby, recovered what was missed"]);
+    row(&page, "system", &["Own messages, recovered what was missed"]);
+    say(&mut other, "after");
+    row(&page, "received", &["after", "lobby#4"]);
+    for missed in ["missed 1", "missed 2", "missed 3"] {
+        page.until(&format!("{} === 1", rows(missed)));
+    }
+    page.shows("#rooms", "#4");
+    page.shows("#who-position", "up to #1");
+    assert_eq!(page.complaints(), NOTHING);
+
+    // A service that has begun anew cannot: the page says so.
+    let port = service.addr().port().to_string();
+    drop(service);
+    let service = Service::with(&[("PORT", &port)]);
+    row(&page, "system", &["Joined lobby, could not recover what was missed"]);
+    row(&page, "system", &["Own messages, could not recover what was missed"]);
+    service.notify(&json!({"room": "lobby", "event": "anew", "data": null}));
+    row(&page, "received", &["anew", "lobby#1"]);
+}
+
+#[test]
 fn what_peers_send_is_shown_as_text() {
     const EVIL: &str = "<img src=x onerror=\"window.broken=1\">";
     let redis = Redis::start();

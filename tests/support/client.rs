@@ -27,6 +27,15 @@ pub struct Client {
     pub head: String,
 }
 
+/// A message without the number that it begins with, if it does.
+pub fn without_number(text: &str) -> String {
+    let numbered = [r#"{"seq":"#, r#"{"user_seq":"#].iter().any(|start| text.starts_with(start));
+    match text.split_once(',') {
+        Some((_, rest)) if numbered => format!("{{{rest}"),
+        _ => text.to_owned(),
+    }
+}
+
 /// The request of a handshake; `headers` come with their line ends.
 pub fn handshake(target: &str, headers: &str) -> String {
     format!(

@@ -24,7 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use backend::{ALLOW, Backend, DENY, hang, respond};
-pub use client::{Client, Frame, frame, handshake};
+pub use client::{Client, Frame, frame, handshake, without_number};
 pub use http::{Response, connect, read_to_end};
 pub use redis::{Redis, run};
 pub use server::Service;

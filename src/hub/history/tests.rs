@@ -198,8 +198,8 @@ impl Model {
         log.expire(now, limits);
         last(&mut self.spoken, n);
         while self.bytes() > limits.bytes {
-            let silent = self.spoken.iter().copied();
-            let first = silent.filter(|n| self.logs.get(n).is_some_and(Plain::has_any)).next();
+            let mut silent = self.spoken.iter().copied();
+            let first = silent.find(|n| self.logs.get(n).is_some_and(Plain::has_any));
             let log = self.logs.get_mut(&first.unwrap()).unwrap();
             log.gone = if first == Some(n) { log.gone + 1 } else { log.said.len() };
         }
