@@ -22,6 +22,7 @@ mod fanout {
     pub(crate) mod loads;
     pub(crate) mod measure;
     pub(crate) mod memory;
+    pub(crate) mod recover;
     pub(crate) mod report;
     pub(crate) mod rest_floor;
     pub(crate) mod rooms;

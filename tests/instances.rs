@@ -71,7 +71,7 @@ fn users_rooms_and_everyone_are_reached_at_both() {
     notify(&a, json!({"event": "for_room", "data": "ü", "room": "seller-5"}), 0);
     assert_eq!(bob.text(), r#"{"seq":1,"event":"for_room","data":"ü","to":"seller-5"}"#);
     notify(&a, json!({"event": "for_admins", "room": "admins"}), 0);
-    assert_eq!(admin.text(), r#"{"event":"for_admins","data":null,"to":"admins"}"#);
+    assert_eq!(admin.text(), r#"{"seq":1,"event":"for_admins","data":null,"to":"admins"}"#);
     notify(&b, json!({"event": "for_all", "data": [], "broadcast": true}), 3);
     let mut all = [&mut alice_a, &mut alice_b, &mut bob, &mut admin];
     for client in &mut all {

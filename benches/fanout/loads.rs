@@ -11,7 +11,7 @@ use crate::fanout::measure::Histogram;
 use crate::fanout::rooms::{Rooms, Shape};
 use crate::fanout::target::{Purpose, Redis, Side, Target};
 use crate::fanout::tokens::Tokens;
-use crate::fanout::{callers, connections};
+use crate::fanout::{callers, connections, recover};
 
 /// How a scenario loads a server.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +30,8 @@ pub(crate) enum Load {
     Behind { members: usize },
     /// Two who talk in a room of their own, alone and beside rooms that are flooded.
     Fair(Shape),
+    /// Clients that ask all at once for so many messages each, which they have missed.
+    Recover { clients: usize, messages: usize },
     /// A room over two instances, so many clients on each, published to at both in turn.
     TwoInstances { clients: usize, per_second: u32 },
 }
@@ -59,7 +61,7 @@ impl Effort {
 impl Load {
     /// Whether there is a floor to compare with.
     pub(crate) fn has_floor(self) -> bool {
-        !matches!(self, Self::TwoInstances { .. })
+        !matches!(self, Self::Recover { .. } | Self::TwoInstances { .. })
     }
 }
 
@@ -88,6 +90,7 @@ pub(crate) fn run(load: Load, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
         Load::WakeUp => wake_up(trial),
         Load::Behind { members } => behind(members, trial),
         Load::Fair(floods) => fair(floods, trial),
+        Load::Recover { clients, messages } => recover::recover(clients, messages, trial),
         Load::TwoInstances { clients, per_second } => two_instances(clients, per_second, trial),
     }
 }

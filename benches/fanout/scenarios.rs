@@ -188,6 +188,12 @@ pub(crate) const ALL: &[Scenario] = &[
         bars: &[(figures::PAIR_P99, Bar::AtMost(100.0))],
     },
     Scenario {
+        name: "recover-1000",
+        about: "1,000 clients recover 100 messages each, all at once",
+        load: Load::Recover { clients: 1_000, messages: 100 },
+        bars: &[(figures::RECOVERED_TO_LIVE, Bar::AtLeast(0.5))],
+    },
+    Scenario {
         name: "two-instances",
         about: "two instances over Redis, 1,000 clients on each, 100 messages/s in turn",
         load: Load::TwoInstances { clients: 1_000, per_second: 100 },

@@ -89,6 +89,41 @@ pub(crate) fn join(room: &str) -> Vec<u8> {
     client_frame(0x1, text.as_bytes())
 }
 
+/// The frame that joins `room` and asks for its position.
+pub(crate) fn join_with_id(room: &str) -> Vec<u8> {
+    let text = format!("{{\"type\":\"join\",\"id\":1,\"payload\":{{\"room\":\"{room}\"}}}}");
+    client_frame(0x1, text.as_bytes())
+}
+
+/// The frame that joins `room` and asks for all behind a position.
+pub(crate) fn join_since(room: &str, epoch: &str, seq: u64) -> Vec<u8> {
+    let text = format!(
+        "{{\"type\":\"join\",\"id\":1,\"payload\":{{\"room\":\"{room}\",\
+         \"since\":{{\"epoch\":\"{epoch}\",\"seq\":{seq}}}}}}}"
+    );
+    client_frame(0x1, text.as_bytes())
+}
+
+/// The position in the answer to a join.
+pub(crate) fn position(text: &[u8]) -> Option<(String, u64)> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (epoch, rest) = text.split_once("\"epoch\":\"")?.1.split_once("\",\"seq\":")?;
+    let digits = rest.split(|character: char| !character.is_ascii_digit()).next()?;
+    Some((epoch.to_owned(), digits.parse().ok()?))
+}
+
+/// Whether this answers a join with all that was missed.
+pub(crate) fn is_recovered(text: &[u8]) -> bool {
+    text.starts_with(b"{\"type\":\"joined\"") && text.ends_with(b"\"recovered\":true}}")
+}
+
+/// The number that a message of a room begins with.
+pub(crate) fn room_number(text: &[u8]) -> Option<u64> {
+    let rest = text.strip_prefix(b"{\"seq\":")?;
+    let digits = rest.split(|byte| !byte.is_ascii_digit()).next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 /// The Close frame of a client that leaves, code 1000.
 pub(crate) fn close() -> Vec<u8> {
     client_frame(0x8, &1000_u16.to_be_bytes())

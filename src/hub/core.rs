@@ -573,7 +573,8 @@ impl Hub {
 
     /// What a client that asks for a log is told of it; where there is something to recover, a replay begins.
     fn stand(&mut self, key: ConnectionKey, target: &Target, since: Option<&Position>) -> Standing {
-        let Some(log) = self.log_of(target, true) else {
+        let now = Moment::now();
+        let Some(log) = self.log_of(target, true, now) else {
             // Without history there is only an answer to who asks for the past.
             let asks = since.is_some() || matches!(target, Target::User(_));
             if asks {
@@ -585,7 +586,7 @@ impl Hub {
         let Some(since) = since else {
             return Standing { position, recovered: None };
         };
-        if self.history.recover(log, since, Moment::now()).is_err() {
+        if self.history.recover(log, since, now).is_err() {
             return Standing { position, recovered: Some(false) };
         }
         if position.is_some_and(|position| since.seq < position.seq)
@@ -599,8 +600,8 @@ impl Hub {
 
     /// The log of a target, as [`History::open`]; if messages may be missing in it, those who listen are told
     /// before anything else.
-    fn log_of(&mut self, target: &Target, has_listeners: bool) -> Option<LogKey> {
-        let log = self.history.open(target, has_listeners, Moment::now())?;
+    fn log_of(&mut self, target: &Target, has_listeners: bool, now: Moment) -> Option<LogKey> {
+        let log = self.history.open(target, has_listeners, now)?;
         self.renew(log);
         Some(log)
     }
@@ -632,8 +633,11 @@ impl Hub {
 
     /// Goes on with the logs in which messages may be missing.
     fn renew_logs(&mut self) {
-        let rest = self.broken_off.len().saturating_sub(LEFT_AT_ONCE);
-        for log in self.broken_off.split_off(rest) {
+        for _ in 0..LEFT_AT_ONCE {
+            if self.wants_flush() {
+                return;
+            }
+            let Some(log) = self.broken_off.pop() else { return };
             self.renew(log);
         }
     }
@@ -834,10 +838,11 @@ impl Hub {
     fn deliver(&mut self, delivery: Delivery, origin: Origin) -> usize {
         let Delivery { target, draft } = delivery;
         let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
+        let now = Moment::now();
         let is_kept = draft.takes_number();
-        let log = if is_kept { self.log_of(&target, has_listeners) } else { None };
+        let log = if is_kept { self.log_of(&target, has_listeners, now) } else { None };
         let numbered = match log {
-            Some(log) => self.history.append(log, draft, Moment::now()),
+            Some(log) => self.history.append(log, draft, now),
             None => draft.complete(None),
         };
         if origin == Origin::Here {

@@ -17,7 +17,7 @@ use super::*;
 use crate::auth::Identity;
 use crate::config::Config;
 use crate::protocol::close::Close;
-use crate::protocol::{Draft, Id, Room, frame_payload, text_frame};
+use crate::protocol::{Draft, Id, MessageId, Position, Room, frame_payload, text_frame};
 use crate::runtime::channel;
 
 /// A peer that takes `room` bytes, then pushes back.
@@ -672,5 +672,191 @@ proptest! {
             .collect();
         let rooms_total = rooms.len();
         prop_assert_eq!(bench.counts(), Counts { clients: 5 - ended.len(), rooms, rooms_total });
+    }
+}
+
+/// What a client has of a room, over all its connections.
+#[derive(Default)]
+struct Followed {
+    position: Option<Position>,
+    /// The client has asked to join, and the answer has not come.
+    is_asking: bool,
+}
+
+/// A client of two rooms that comes and goes, over a socket that takes what the test lets it.
+#[derive(Default)]
+struct Follower {
+    client: Option<Client>,
+    rooms: [Followed; 2],
+    /// How often it was told that something may be missing.
+    told: usize,
+}
+
+impl Follower {
+    fn come(&mut self, bench: &mut Bench, user: usize) {
+        let client = bench.connect(&user.to_string(), "");
+        for (n, followed) in self.rooms.iter_mut().enumerate() {
+            let id = MessageId::of(&format!(r#"{{"id":{n}}}"#));
+            let since = followed.position.clone();
+            client.say(Said::Join { room: room(&n.to_string()), since, id });
+            followed.is_asking = true;
+        }
+        self.client = Some(client);
+    }
+
+    /// Reads what has come whole; a part of a frame stays for later.
+    fn read(&mut self) {
+        let Some(client) = &self.client else { return };
+        let mut state = client.peer.state.lock().unwrap();
+        let mut at = 0;
+        let mut texts = Vec::new();
+        while let Some([_, length, rest @ ..]) = state.taken.get(at..) {
+            let (header, length) = match (length, rest) {
+                (126, [high, low, ..]) => (4, usize::from(u16::from_be_bytes([*high, *low]))),
+                (126, _) => break,
+                (length, _) => (2, usize::from(*length)),
+            };
+            let Some(payload) = state.taken.get(at + header..at + header + length) else { break };
+            texts.push(String::from_utf8(payload.to_vec()).unwrap());
+            at += header + length;
+        }
+        state.taken.drain(..at);
+        drop(state);
+        texts.iter().for_each(|text| self.take(text));
+    }
+
+    fn take(&mut self, text: &str) {
+        let message: serde_json::Value = serde_json::from_str(text).unwrap();
+        let payload = &message["payload"];
+        if let Some(epoch) = payload["epoch"].as_str() {
+            let n: usize = payload["room"].as_str().unwrap().parse().unwrap();
+            let followed = &mut self.rooms[n];
+            let now = Position { epoch: epoch.into(), seq: payload["seq"].as_u64().unwrap() };
+            match (message["type"].as_str(), payload["recovered"].as_bool()) {
+                (Some("joined"), Some(true)) => assert_eq!(followed.position, Some(now.clone())),
+                (Some("joined"), None) => assert_eq!(followed.position, None),
+                (Some("joined"), Some(false)) | (Some("reset"), None) => self.told += 1,
+                _ => panic!("{text}"),
+            }
+            followed.is_asking &= message["type"] != "joined";
+            followed.position = Some(now);
+            return;
+        }
+        let n: usize = message["room"].as_str().unwrap().parse().unwrap();
+        let position = self.rooms[n].position.as_mut().unwrap();
+        let seq = message["seq"].as_u64().unwrap();
+        assert!(!self.rooms[n].is_asking, "{text} before the answer");
+        assert_eq!(seq, position.seq + 1, "{text}");
+        // The message says itself which one it is.
+        assert_eq!(message["n"].as_u64(), Some(seq));
+        position.seq = seq;
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Coming {
+    Say(usize, usize),
+    Come(usize),
+    Go(usize),
+    /// The socket of a client takes so many bytes from now on.
+    Takes(usize, usize),
+    /// The writers send all that they have.
+    Write,
+    Flush,
+    BreakOff,
+}
+
+fn comings_and_goings() -> impl Strategy<Value = Vec<Coming>> {
+    let step = prop_oneof![
+        12 => (0..2_usize, 0..400_usize).prop_map(|(room, size)| Coming::Say(room, size)),
+        4 => (0..3_usize).prop_map(Coming::Come),
+        3 => (0..3_usize).prop_map(Coming::Go),
+        4 => (0..3_usize, 0..1500_usize).prop_map(|(who, bytes)| Coming::Takes(who, bytes)),
+        4 => Just(Coming::Write),
+        6 => Just(Coming::Flush),
+        1 => Just(Coming::BreakOff),
+    ];
+    prop::collection::vec(step, 0..150)
+}
+
+proptest! {
+    /// Over all its connections a client sees each room's log without a hole or a repetition, or is told:
+    /// whenever it comes and goes, and however slowly its socket takes what it is sent.
+    #[test]
+    fn nobody_has_a_hole_that_it_was_not_told_of(steps in comings_and_goings(), kept in 1..9_usize) {
+        let mut bench = Bench::with(Config {
+            max_connections_per_user: 0,
+            history_messages: kept,
+            send_queue_frames: 1000,
+            send_queue_bytes: 1_000_000,
+            ..config()
+        });
+        let mut followers: [Follower; 3] = Default::default();
+        let mut said = [0_usize; 2];
+        let mut breaks = 0;
+        for step in steps {
+            match step {
+                Coming::Say(n, size) => {
+                    said[n] += 1;
+                    let text = format!(
+                        r#""room":"{n}","n":{},"pad":"{}"}}"#, said[n], "x".repeat(size)
+                    );
+                    let (target, draft) =
+                        (Target::Room(room(&n.to_string())), Draft::object(&[text.as_bytes()]));
+                    bench.handle.deliver(Delivery { target, draft }).unwrap();
+                    bench.serve();
+                }
+                Coming::Come(who) if followers[who].client.is_none() => {
+                    followers[who].come(&mut bench, who);
+                    bench.serve();
+                }
+                Coming::Go(who) => {
+                    followers[who].read();
+                    if let Some(mut client) = followers[who].client.take() {
+                        client.end();
+                    }
+                    bench.serve();
+                }
+                Coming::Takes(who, bytes) => {
+                    if let Some(client) = &followers[who].client {
+                        client.peer.set_room(bytes);
+                    }
+                }
+                Coming::Write => {
+                    let jobs: Vec<_> = bench.writers.try_iter().collect();
+                    jobs.into_iter().for_each(|job| finish(&mut bench, job));
+                }
+                Coming::Flush => bench.flush(),
+                Coming::BreakOff => {
+                    breaks += 1;
+                    bench.hub.accept(Event::BrokenOff);
+                }
+                Coming::Come(_) => {}
+            }
+            followers.iter_mut().for_each(Follower::read);
+        }
+        // In the end all are here, take everything, and have caught up.
+        for (who, follower) in followers.iter_mut().enumerate() {
+            match &follower.client {
+                Some(client) => client.peer.set_room(usize::MAX),
+                None => follower.come(&mut bench, who),
+            }
+        }
+        for _ in 0..100 {
+            bench.flush();
+            let jobs: Vec<_> = bench.writers.try_iter().collect();
+            jobs.into_iter().for_each(|job| finish(&mut bench, job));
+            followers.iter_mut().for_each(Follower::read);
+        }
+        for follower in &followers {
+            let at = follower.rooms.each_ref().map(|followed| followed.position.clone().unwrap().seq);
+            prop_assert_eq!(at, said.map(|n| n as u64));
+        }
+        // Who keeps up is told of nothing but the breaks.
+        if kept == 8 && said.iter().all(|n| *n <= 8) && breaks == 0 {
+            prop_assert!(followers.iter().all(|follower| follower.told == 0));
+        }
+        let counts = bench.hub.history.counts();
+        prop_assert!(counts.not_recovered.keys().all(|reason| *reason != "future"));
     }
 }

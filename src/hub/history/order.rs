@@ -65,12 +65,12 @@ impl List {
 
     /// Takes a log out, if it is in the list.
     pub(super) fn remove(&mut self, logs: &mut Logs, key: LogKey) {
-        let mut links = Links::default();
-        self.set(logs, Some(key), |own| links = std::mem::take(own));
-        if !links.is_in {
+        let Some(&Links { is_in: true, before, behind }) =
+            logs.get(key).map(|log| log.links(self.name))
+        else {
             return;
-        }
-        let Links { before, behind, .. } = links;
+        };
+        self.set(logs, Some(key), |own| *own = Links::default());
         if !self.set(logs, before, |before| before.behind = behind) {
             self.first = behind;
         }
