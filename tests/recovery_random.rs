@@ -139,7 +139,13 @@ fn follow(
     let mut logs: Vec<_> = chosen.into_iter().map(Some).chain([None]).map(Follower::new).collect();
     loop {
         let is_last = stop.load(Relaxed);
-        let mut client = Client::connect(service.addr(), &token(&user(me), ""));
+        // Every other one reads slowly, over a line that holds little.
+        let is_slow = !is_last && random.below(2) == 0;
+        let mut client = if is_slow {
+            service.narrow_connection(&user(me))
+        } else {
+            Client::connect(service.addr(), &token(&user(me), ""))
+        };
         counts.connects.fetch_add(1, Relaxed);
         logs.iter_mut().for_each(|log| log.ask(&mut client));
         let until = Instant::now() + random.millis(1500);
@@ -151,17 +157,22 @@ fn follow(
                 Instant::now() >= until
             }
         };
-        while !is_done(&logs) {
-            take(&mut client, &mut logs, counts);
+        let mut is_cut = false;
+        while !is_cut && !is_done(&logs) {
+            is_cut = !take(&mut client, &mut logs, counts);
+            if is_slow {
+                std::thread::sleep(Duration::from_micros(random.below(4000)));
+            }
         }
-        if is_last {
+        if is_last && !is_cut {
             return logs;
         }
-        match random.below(4) {
-            0 => client.send_close(1000),
-            1 => client.end_sending(),
+        match random.below(if is_cut { 1 } else { 5 }) {
+            0 => {}
+            1 => client.send_close(1000),
+            2 => client.end_sending(),
             // Within a frame.
-            2 => client.send_bytes(&[0x81]),
+            3 => client.send_bytes(&[0x81]),
             _ => {}
         }
         drop(client);
@@ -169,10 +180,12 @@ fn follow(
     }
 }
 
-/// Takes the next frame.
-fn take(client: &mut Client, logs: &mut [Follower], counts: &Counts) {
+/// Takes the next frame; whether there is one.
+fn take(client: &mut Client, logs: &mut [Follower], counts: &Counts) -> bool {
     let text = match client.next() {
         Frame::Text(text) => text,
+        // It was too slow.
+        Frame::End => return false,
         other => panic!("{other:?}"),
     };
     let message: Value = serde_json::from_str(&text).unwrap();
@@ -181,13 +194,14 @@ fn take(client: &mut Client, logs: &mut [Follower], counts: &Counts) {
         logs.iter().position(|log| log.room.map(room).as_deref() == Some(name)).unwrap()
     };
     if message["to"] == "broadcast" {
-        return;
+        return true;
     }
     let own = logs.len() - 1;
     if message.get("type").is_some() {
         let name = &message["payload"]["room"];
         let log = if name.is_null() { own } else { of_room(name) };
-        return logs[log].take_position(&message, counts);
+        logs[log].take_position(&message, counts);
+        return true;
     }
     let (log, seq, body) = match (message["seq"].as_u64(), message["user_seq"].as_u64()) {
         (Some(seq), None) if message.get("from").is_some() => {
@@ -198,6 +212,7 @@ fn take(client: &mut Client, logs: &mut [Follower], counts: &Counts) {
         _ => panic!("{text}"),
     };
     logs[log].take(seq, (body[0].as_u64().unwrap(), body[1].as_u64().unwrap()));
+    true
 }
 
 /// Publishes at its share of the rate until it is told to stop; counts what it published to each log.
@@ -222,7 +237,8 @@ fn publish(
             let to = if is_own { size.clients } else { size.rooms };
             let n = random.below(to as u64) as usize;
             let log = if is_own { size.rooms + n } else { n };
-            let body = json!([me, sent[log]]);
+            // A hundred of them are several turns of a replay.
+            let body = json!([me, sent[log], "x".repeat(random.below(3000) as usize)]);
             sent[log] += 1;
             totals[log].fetch_add(1, Relaxed);
             match (is_http, is_own) {

@@ -693,8 +693,9 @@ struct Follower {
 }
 
 impl Follower {
-    fn come(&mut self, bench: &mut Bench, user: usize) {
+    fn come(&mut self, bench: &mut Bench, user: usize, takes: usize) {
         let client = bench.connect(&user.to_string(), "");
+        client.peer.set_room(takes);
         for (n, followed) in self.rooms.iter_mut().enumerate() {
             let id = MessageId::of(&format!(r#"{{"id":{n}}}"#));
             let since = followed.position.clone();
@@ -756,7 +757,8 @@ impl Follower {
 #[derive(Debug, Clone)]
 enum Coming {
     Say(usize, usize),
-    Come(usize),
+    /// Over a socket that takes so many bytes.
+    Come(usize, usize),
     Go(usize),
     /// The socket of a client takes so many bytes from now on.
     Takes(usize, usize),
@@ -768,10 +770,13 @@ enum Coming {
 
 fn comings_and_goings() -> impl Strategy<Value = Vec<Coming>> {
     let step = prop_oneof![
-        12 => (0..2_usize, 0..400_usize).prop_map(|(room, size)| Coming::Say(room, size)),
-        4 => (0..3_usize).prop_map(Coming::Come),
+        8 => (0..2_usize, 0..400_usize).prop_map(|(room, size)| Coming::Say(room, size)),
+        // Three of these are more than one turn of a replay.
+        4 => (0..2_usize, 20_000..40_000_usize).prop_map(|(room, size)| Coming::Say(room, size)),
+        4 => (0..3_usize, 0..40_000_usize).prop_map(|(who, bytes)| Coming::Come(who, bytes)),
+        2 => (0..3_usize).prop_map(|who| Coming::Come(who, usize::MAX)),
         3 => (0..3_usize).prop_map(Coming::Go),
-        4 => (0..3_usize, 0..1500_usize).prop_map(|(who, bytes)| Coming::Takes(who, bytes)),
+        4 => (0..3_usize, 0..80_000_usize).prop_map(|(who, bytes)| Coming::Takes(who, bytes)),
         4 => Just(Coming::Write),
         6 => Just(Coming::Flush),
         1 => Just(Coming::BreakOff),
@@ -806,8 +811,8 @@ proptest! {
                     bench.handle.deliver(Delivery { target, draft }).unwrap();
                     bench.serve();
                 }
-                Coming::Come(who) if followers[who].client.is_none() => {
-                    followers[who].come(&mut bench, who);
+                Coming::Come(who, takes) if followers[who].client.is_none() => {
+                    followers[who].come(&mut bench, who, takes);
                     bench.serve();
                 }
                 Coming::Go(who) => {
@@ -831,7 +836,7 @@ proptest! {
                     breaks += 1;
                     bench.hub.accept(Event::BrokenOff);
                 }
-                Coming::Come(_) => {}
+                Coming::Come(..) => {}
             }
             followers.iter_mut().for_each(Follower::read);
         }
@@ -839,7 +844,7 @@ proptest! {
         for (who, follower) in followers.iter_mut().enumerate() {
             match &follower.client {
                 Some(client) => client.peer.set_room(usize::MAX),
-                None => follower.come(&mut bench, who),
+                None => follower.come(&mut bench, who, usize::MAX),
             }
         }
         for _ in 0..100 {

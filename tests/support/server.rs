@@ -108,6 +108,13 @@ impl Service {
 
     /// The same, but its kernel takes next to nothing that it does not read: it pushes back soon.
     pub fn narrow_client(&self, user: &str) -> Client {
+        let mut client = self.narrow_connection(user);
+        client.assert_quiet();
+        client
+    }
+
+    /// The same, when something may come at once.
+    pub fn narrow_connection(&self, user: &str) -> Client {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         // Before it connects: the window that it offers first is small too.
         socket.set_recv_buffer_size(4096).unwrap();
@@ -115,9 +122,7 @@ impl Service {
         let mut stream = with_timeouts(TcpStream::from(socket));
         let request = handshake("/ws", &bearer(&token(user, "")));
         stream.write_all(request.as_bytes()).unwrap();
-        let mut client = Client::over(stream).unwrap();
-        client.assert_quiet();
-        client
+        Client::over(stream).unwrap()
     }
 
     /// One request on a connection of its own.
