@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Backend, Client, Frame, Redis, Service, token, until};
+use support::{Backend, Client, Frame, Redis, Service, frame, token, until};
 
 /// Joins with an `id`, and returns the payload of the answer.
 fn join(client: &mut Client, room: &str, since: Option<&Value>) -> Value {
@@ -144,7 +144,8 @@ fn who_was_away_gets_what_it_missed_then_what_is_new() {
     assert_eq!(metric(&service, "realtime_replayed_frames_total"), 42.0);
 }
 
-/// The socket is ended at each point of a stream of several publishers, also within a frame.
+/// Each client has read another number of messages of several publishers when its socket ends, also within a
+/// frame. (Sockets that end while the service is sending: `recovery_random`.)
 #[test]
 fn a_kill_at_every_point_of_a_stream_loses_and_repeats_nothing() {
     const MESSAGES: usize = 60;
@@ -567,6 +568,40 @@ fn who_is_too_slow_for_what_comes_meanwhile_is_told_by_a_reset() {
     // The position of the reset is good.
     assert_eq!(join(&mut client, "lobby", Some(&position(&payload)))["recovered"], true);
     assert_eq!(next(&mut client, 1), [(111, json!("next"))]);
+}
+
+/// With the default limits: what it missed is six times what may be queued for it.
+#[test]
+fn who_comes_back_into_many_rooms_at_once_gets_all_and_is_not_cut() {
+    const ROOMS: usize = 60;
+    let service = Service::start();
+    let room = |n: usize| format!("r{n}");
+    let mut client = service.client("7", "");
+    let starts: Vec<_> = (0..ROOMS).map(|n| join(&mut client, &room(n), None)).collect();
+    client.send_close(1000);
+    drop(client);
+    let text = "x".repeat(1000);
+    (0..ROOMS).for_each(|n| stream(&service, 100, |_| to_room(&room(n), text.as_str())));
+    let mut client = service.narrow_connection("8");
+    let joins = starts.iter().map(|start| {
+        let payload = json!({"room": start["room"], "since": position(start)});
+        let join = json!({"type": "join", "id": start["room"], "payload": payload});
+        frame(0x81, join.to_string().as_bytes())
+    });
+    client.send_bytes(&joins.collect::<Vec<_>>().concat());
+    let mut seen = std::collections::BTreeMap::new();
+    while seen.len() < ROOMS || seen.values().any(|seq| *seq < 100) {
+        let message = client.json();
+        if message["type"] == "joined" {
+            assert_eq!(message["payload"]["recovered"], true, "{message}");
+            seen.insert(message["id"].as_str().unwrap().to_owned(), 0);
+        } else {
+            let seq = seen.get_mut(message["to"].as_str().unwrap()).unwrap();
+            *seq += 1;
+            assert_eq!(message["seq"], *seq);
+        }
+    }
+    client.assert_quiet();
 }
 
 #[test]

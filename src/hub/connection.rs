@@ -33,12 +33,15 @@ pub(super) struct Connection {
     pub(super) share: Arc<UserShare>,
     pub(super) since: Moment,
     pub(super) state: State,
+    /// On the list of connections to flush.
+    pub(super) dirty: bool,
+    /// Whether it knows of positions, since it has asked for one: only then a reset tells it anything.
+    pub(super) knows_positions: bool,
+    /// What it has missed and is still to get; mostly nothing.
+    pub(super) replays: Option<Box<Replays>>,
     /// `None` until the connection registers.
     pub(super) socket: Option<Arc<dyn Socket>>,
     pub(super) outbox: Outbox,
-    pub(super) replays: Replays,
-    /// On the list of connections to flush.
-    pub(super) dirty: bool,
     /// Joined rooms, and the position in each. Ordered, so that leaving a million can be cut in parts.
     pub(super) rooms: BTreeMap<Room, usize>,
     /// Audiences, and the position in each; that of the user comes first.
@@ -138,10 +141,11 @@ impl Connection {
             share,
             since: Moment::now(),
             state: State::Reserved,
+            dirty: false,
+            knows_positions: false,
+            replays: None,
             socket: None,
             outbox: Outbox::default(),
-            replays: Replays::default(),
-            dirty: false,
             rooms: BTreeMap::new(),
             audiences: Vec::new(),
             reader_ended: false,

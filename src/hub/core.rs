@@ -21,7 +21,7 @@ use super::handle::HubHandle;
 use super::history::{History, LogKey, NotRecovered};
 use super::outbox::{BacklogLimits, Flush};
 use super::rates::{Pace, UserLimits};
-use super::replay::Replay;
+use super::replay::Turn;
 use super::room_rates::RoomRates;
 use super::rooms::Rooms;
 use super::schedule::{QUANTUM, Schedule, Share};
@@ -79,8 +79,6 @@ pub struct Hub {
     leaving: VecDeque<ConnectionKey>,
     /// Connections whose sockets took all that they were sent, and that have more of a replay to get.
     replaying: Vec<ConnectionKey>,
-    /// Logs in which messages may be missing, and whose members have still to be told.
-    broken_off: Vec<LogKey>,
     pub(super) stats: Stats,
     /// Set by the shutdown, and dropped with the last connection.
     closed: Option<crossbeam_channel::Sender<Infallible>>,
@@ -134,9 +132,19 @@ impl Connections {
 
     /// Appends a frame for a live connection; whether it took it.
     fn append(&mut self, key: ConnectionKey, frame: FrameNumber) -> bool {
+        self.append_of(key, frame, None)
+    }
+
+    /// The same for a frame of a log. A connection that still reads the log comes to it by itself.
+    fn append_of(&mut self, key: ConnectionKey, frame: FrameNumber, log: Option<LogKey>) -> bool {
         let Some(connection) = self.slots.get_mut(key).filter(|c| c.state == State::Open) else {
             return false;
         };
+        if let (Some(replays), Some(log)) = (&connection.replays, log)
+            && replays.is_reading(log)
+        {
+            return true;
+        }
         connection.outbox.append(frame);
         connection.sent += 1;
         self.appended += 1;
@@ -155,27 +163,18 @@ impl Connections {
         self.append(key, frame)
     }
 
-    /// Appends a frame for all of these, but for those that still read the log which it is in: they come to
-    /// it. Returns how many get it.
+    /// Appends a frame, of this log if of one, for all of these; returns how many get it.
     fn append_all(&mut self, keys: &[ConnectionKey], frame: Bytes, log: Option<LogKey>) -> usize {
         if keys.is_empty() {
             return 0;
         }
         let frame = self.batch.add(frame);
-        let reached =
-            |key: &&ConnectionKey| self.is_reading(**key, log) || self.append(**key, frame);
-        keys.iter().filter(reached).count()
+        keys.iter().filter(|key| self.append_of(**key, frame, log)).count()
     }
 
-    fn replay_of(&self, key: ConnectionKey) -> Option<Replay> {
-        self.slots.get(key)?.replays.first()
-    }
-
-    fn is_reading(&self, key: ConnectionKey, log: Option<LogKey>) -> bool {
-        let replays = self.slots.get(key).map(|connection| &connection.replays);
-        replays.is_some_and(|replays| {
-            !replays.is_empty() && log.is_some_and(|log| replays.is_reading(log))
-        })
+    /// The log whose turn it is of a connection's replays, and the number that comes next of it.
+    fn take_replay_turn(&mut self, key: ConnectionKey) -> Option<(LogKey, u64)> {
+        self.open(key)?.replays.as_mut()?.take_turn()
     }
 
     fn mark_dirty(&mut self, key: ConnectionKey) {
@@ -213,7 +212,6 @@ impl Hub {
             newcomers_served: 0,
             leaving: VecDeque::new(),
             replaying: Vec::new(),
-            broken_off: Vec::new(),
             stats: Stats::default(),
             closed: None,
             shutting_down: false,
@@ -243,7 +241,7 @@ impl Hub {
                 self.publish(Work::Notify { publisher, waiting, counts, reply, taken });
             }
             Event::Remote(delivery) => self.publish(Work::Remote(delivery)),
-            Event::BrokenOff => self.broken_off = self.history.break_off(),
+            Event::BrokenOff => self.history.break_off(),
         }
     }
 
@@ -253,6 +251,7 @@ impl Hub {
         // Nobody is overtaken while nothing waits, and nobody waits long for so little.
         while self.schedule.is_empty()
             && self.connections.cost() < QUANTUM as usize
+            && !self.wants_flush()
             && let Some(work) = rest
         {
             rest = self.perform(work).1;
@@ -338,7 +337,7 @@ impl Hub {
         !(self.schedule.is_empty()
             && self.leaving.is_empty()
             && self.replaying.is_empty()
-            && self.broken_off.is_empty())
+            && self.history.next_to_renew().is_none())
     }
 
     /// The loop has looked at what came, served and flushed in so much time.
@@ -383,8 +382,10 @@ impl Hub {
                 (self.deliver(delivery, Origin::Broker).max(1), None)
             }
             Work::Replay(key) => {
-                if let Some(connection) = self.connections.open(key) {
-                    connection.replays.is_scheduled = false;
+                if let Some(connection) = self.connections.open(key)
+                    && let Some(replays) = &mut connection.replays
+                {
+                    replays.is_scheduled = false;
                 }
                 (self.replay(key).max(1), None)
             }
@@ -411,7 +412,7 @@ impl Hub {
 
     /// Whether so much is appended that others would wait too long behind it. Who publishes alone fills a
     /// larger flush: a send that carries more frames costs each of them less.
-    fn wants_flush(&self) -> bool {
+    pub(super) fn wants_flush(&self) -> bool {
         let Connections { appended, dirty, batch, .. } = &self.connections;
         let is_shared = self.schedule.active() > 1;
         let most_frames = if is_shared { FLUSH_FRAMES } else { LONE_FLUSH_FRAMES };
@@ -533,10 +534,9 @@ impl Hub {
             self.send(key, error_frame(ErrorCode::TooManyRooms, id));
             return 0;
         }
-        let target = Target::Room(room.clone());
-        self.end_replay(key, &target);
-        // The answer without an id says nothing of the log.
-        let standing = id.map(|_| self.stand(key, &target, since)).unwrap_or_default();
+        // The answer without an id says nothing of the log, and so changes nothing of it either.
+        let standing = id.map(|_| self.stand(key, &Target::Room(room.clone()), since));
+        let standing = standing.unwrap_or_default();
         if !is_member {
             self.enter(key, room);
         }
@@ -554,7 +554,6 @@ impl Hub {
             return 0;
         };
         let target = Target::User(connection.identity.user_id.clone());
-        self.end_replay(key, &target);
         let standing = self.stand(key, &target, since);
         self.send(key, resumed_frame(id, &standing));
         self.replay(key)
@@ -565,13 +564,18 @@ impl Hub {
             return;
         };
         if let Some(position) = connection.rooms.remove(room) {
-            self.end_replay(key, &Target::Room(room.clone()));
+            if connection.replays.is_some()
+                && let Some(log) = self.history.find(&Target::Room(room.clone()))
+            {
+                self.end_replay(key, log);
+            }
             self.vacate(room, position);
         }
         self.reply(key, &Reply::Left, room, id);
     }
 
-    /// What a client that asks for a log is told of it; where there is something to recover, a replay begins.
+    /// What a client that asks for a log is told of it. A replay of it that runs has ended by this; where there
+    /// is something to recover, another one begins.
     fn stand(&mut self, key: ConnectionKey, target: &Target, since: Option<&Position>) -> Standing {
         let now = Moment::now();
         let Some(log) = self.log_of(target, true, now) else {
@@ -582,6 +586,10 @@ impl Hub {
             }
             return Standing { position: None, recovered: asks.then_some(false) };
         };
+        self.end_replay(key, log);
+        if let Some(connection) = self.connections.open(key) {
+            connection.knows_positions = true;
+        }
         let position = self.history.position(log);
         let Some(since) = since else {
             return Standing { position, recovered: None };
@@ -592,7 +600,7 @@ impl Hub {
         if position.is_some_and(|position| since.seq < position.seq)
             && let Some(connection) = self.connections.open(key)
         {
-            connection.replays.push(Replay { log, next: since.seq + 1 });
+            connection.replays.get_or_insert_default().begin(log, since.seq + 1);
             self.history.begin_reading(log);
         }
         Standing { position: Some(since.clone()), recovered: Some(true) }
@@ -606,48 +614,49 @@ impl Hub {
         Some(log)
     }
 
-    /// Begins a new epoch in a log in which messages may be missing.
+    /// Begins a new epoch in a log in which messages may be missing, and tells who listens.
     fn renew(&mut self, log: LogKey) {
         if !self.history.renew(log) {
             return;
         }
         let Some(target) = self.history.target(log) else { return };
         let keys = members(&self.rooms, &self.audiences, target).to_vec();
-        keys.into_iter().for_each(|key| self.reset(key, log));
+        self.reset(&keys, log);
     }
 
-    /// Tells a connection that something of a log may be missing; it gets no more of its past.
-    fn reset(&mut self, key: ConnectionKey, log: LogKey) {
-        let Some(connection) = self.connections.open(key) else { return };
-        if connection.replays.end(log) {
-            self.history.end_reading(log);
-        }
+    /// Tells connections that something of a log may be missing; they get no more of its past. Those that never
+    /// asked for a position have none to lose.
+    fn reset(&mut self, keys: &[ConnectionKey], log: LogKey) {
+        keys.iter().for_each(|key| self.end_replay(*key, log));
         let (Some(position), Some(target)) = (self.history.position(log), self.history.target(log))
         else {
             return;
         };
         let room = if let Target::Room(room) = target { Some(room) } else { None };
-        self.connections.send(key, reset_frame(room, position));
-        self.history.count_reset();
-    }
-
-    /// Goes on with the logs in which messages may be missing.
-    fn renew_logs(&mut self) {
-        for _ in 0..LEFT_AT_ONCE {
-            if self.wants_flush() {
-                return;
+        let frame = self.connections.batch.add(reset_frame(room, position));
+        for key in keys {
+            let knows = self.connections.open(*key).is_some_and(|c| c.knows_positions);
+            if knows && self.connections.append(*key, frame) {
+                self.history.count_reset();
             }
-            let Some(log) = self.broken_off.pop() else { return };
-            self.renew(log);
         }
     }
 
-    fn end_replay(&mut self, key: ConnectionKey, target: &Target) {
-        let Some(connection) = self.connections.open(key).filter(|c| !c.replays.is_empty()) else {
-            return;
-        };
-        if let Some(log) = self.history.find(target)
-            && connection.replays.end(log)
+    /// Goes on with the logs in which messages may be missing; with one at least.
+    fn renew_logs(&mut self) {
+        for _ in 0..LEFT_AT_ONCE {
+            let Some(log) = self.history.next_to_renew() else { return };
+            self.renew(log);
+            if self.wants_flush() {
+                return;
+            }
+        }
+    }
+
+    fn end_replay(&mut self, key: ConnectionKey, log: LogKey) {
+        if let Some(connection) = self.connections.slots.get_mut(key)
+            && let Some(replays) = &mut connection.replays
+            && replays.end(log)
         {
             self.history.end_reading(log);
         }
@@ -655,24 +664,27 @@ impl Hub {
 
     fn end_replays(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.slots.get_mut(key) else { return };
-        for replay in connection.replays.end_all() {
-            self.history.end_reading(replay.log);
+        for log in connection.replays.take().iter().flat_map(|replays| replays.logs()) {
+            self.history.end_reading(log);
         }
     }
 
     /// Appends what comes next of a connection's replays, as much as one turn has, if its socket has taken
-    /// what it was sent before; else it goes on when the writer has done. Returns what that cost, in
-    /// deliveries.
+    /// what it was sent before; else it goes on when that is so. Returns what that cost, in deliveries.
     fn replay(&mut self, key: ConnectionKey) -> usize {
-        if self.connections.open(key).is_none_or(|connection| !connection.outbox.is_drained()) {
+        let is_due = self.connections.open(key).is_some_and(|connection| {
+            let replays = connection.replays.as_ref();
+            replays.is_some_and(|replays| replays.turn.is_none()) && connection.outbox.is_drained()
+        });
+        if !is_due {
             return 0;
         }
         let (mut frames, mut bytes) = (0, 0);
         while bytes < REPLAY_BYTES
-            && let Some(Replay { log, mut next }) = self.connections.replay_of(key)
+            && let Some((log, mut next)) = self.connections.take_replay_turn(key)
         {
             let Some(messages) = self.history.read(log, next) else {
-                self.reset(key, log);
+                self.reset(&[key], log);
                 continue;
             };
             for frame in messages {
@@ -682,27 +694,32 @@ impl Hub {
                 self.connections.send(key, frame.clone());
                 (frames, bytes, next) = (frames + 1, bytes + frame.len(), next + 1);
             }
-            let is_over = self.history.ends_before(log, next);
-            if let Some(connection) = self.connections.open(key) {
-                connection.replays.advance(next);
-                if is_over && connection.replays.end(log) {
-                    self.history.end_reading(log);
-                }
+            if self.history.ends_before(log, next) {
+                self.end_replay(key, log);
+            } else if let Some(connection) = self.connections.open(key)
+                && let Some(replays) = &mut connection.replays
+            {
+                replays.advance(log, next);
             }
         }
-        if let Some(connection) = self.connections.open(key) {
-            connection.replays.in_turn = (frames as u64, bytes as u64);
+        if frames > 0
+            && let Some(connection) = self.connections.open(key)
+            && let Some(replays) = &mut connection.replays
+        {
+            replays.turn = Some(Turn { frames: frames as u64, bytes: bytes as u64 });
         }
         self.history.count_replayed(frames as u64);
         frames + bytes / REPLAY_BYTES_PER_DELIVERY
     }
 
-    /// What is left of a connection's replays goes on with its next turn.
-    fn go_on_replaying(&mut self, key: ConnectionKey) {
-        if let Some(connection) = self.connections.open(key)
-            && !connection.replays.is_empty()
-            && !std::mem::replace(&mut connection.replays.is_scheduled, true)
-        {
+    /// The socket has taken a connection's last turn of its replays: what is left goes on with the next.
+    fn turn_is_sent(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.open(key) else { return };
+        let Some(replays) = &mut connection.replays else { return };
+        replays.turn = None;
+        if replays.is_empty() {
+            connection.replays = None;
+        } else if !std::mem::replace(&mut replays.is_scheduled, true) {
             self.replaying.push(key);
         }
     }
@@ -827,8 +844,8 @@ impl Hub {
         } else if matches!(connection.state, State::Draining(_)) && connection.outbox.is_drained() {
             // The Close frame was the last of the backlog.
             connection.shut_write();
-        } else if connection.outbox.is_drained() {
-            self.go_on_replaying(key);
+        } else if connection.outbox.is_drained() && !connection.dirty {
+            self.turn_is_sent(key);
         }
         self.free_if_ended(key);
     }
@@ -889,6 +906,9 @@ impl Hub {
 
     fn enter(&mut self, key: ConnectionKey, room: &Room) {
         let position = self.rooms.insert(room, key);
+        if position == 0 {
+            self.history.occupy(&Target::Room(room.clone()));
+        }
         if let Some(connection) = self.connections.slots.get_mut(key) {
             connection.rooms.insert(room.clone(), position);
         }
@@ -897,6 +917,11 @@ impl Hub {
     /// Adds a connection to an audience.
     fn listen(&mut self, key: ConnectionKey, audience: Audience) {
         let position = self.audiences.insert(&audience, key);
+        if let Audience::User(id) = &audience
+            && position == 0
+        {
+            self.history.occupy(&Target::User(id.clone()));
+        }
         if let Some(connection) = self.connections.slots.get_mut(key) {
             connection.audiences.push((audience, position));
         }
@@ -964,10 +989,10 @@ impl Hub {
             return;
         };
         // What is replayed comes on top: it is no sign of a peer that does not keep up.
-        let (frames, bytes) = connection.replays.in_turn;
+        let turn = connection.replays.as_ref().and_then(|replays| replays.turn);
         let limits = BacklogLimits {
-            frames: frames.saturating_add(self.config.send_queue_frames as u64),
-            bytes: bytes.saturating_add(self.config.send_queue_bytes as u64),
+            frames: self.config.send_queue_frames as u64 + turn.map_or(0, |turn| turn.frames),
+            bytes: self.config.send_queue_bytes as u64 + turn.map_or(0, |turn| turn.bytes),
         };
         connection.dirty = false;
         let (closing, limits) = match connection.state {
@@ -985,11 +1010,8 @@ impl Hub {
         }
         match flush {
             Flush::Sent if closing => connection.shut_write(),
-            Flush::Sent => {
-                connection.replays.in_turn = (0, 0);
-                self.go_on_replaying(key);
-            }
-            Flush::Queued => {}
+            Flush::Sent if connection.replays.is_some() => self.turn_is_sent(key),
+            Flush::Sent | Flush::Queued => {}
             Flush::Full(drain) => {
                 connection.writers += 1;
                 let socket = Arc::clone(socket);

@@ -58,6 +58,8 @@ pub struct History {
     silent: List,
     /// Logs of rooms without members and of users who are away, the one that was used longest ago first.
     vacant: List,
+    /// All logs, the one first whose epoch began first.
+    by_epoch: List,
     /// Of all kept messages.
     bytes: usize,
     /// What the epochs of this process begin with.
@@ -90,6 +92,7 @@ struct Log {
     readers: u32,
     silent: Links,
     vacant: Links,
+    by_epoch: Links,
 }
 
 #[derive(Debug)]
@@ -164,6 +167,7 @@ impl History {
             logs: Logs::with_key(),
             silent: List::new(ListName::Silent),
             vacant: List::new(ListName::Vacant),
+            by_epoch: List::new(ListName::Epoch),
             bytes: 0,
             process,
             epochs: 0,
@@ -224,9 +228,18 @@ impl History {
             readers: 0,
             silent: Links::default(),
             vacant: Links::default(),
+            by_epoch: Links::default(),
         }));
+        self.by_epoch.push_last(&mut self.logs, key);
         self.names.insert(target.clone(), key);
         key
+    }
+
+    /// Someone listens to this target again: its log, if it has one, stays.
+    pub fn occupy(&mut self, target: &Target) {
+        if let Some(key) = self.names.get(target) {
+            self.vacant.remove(&mut self.logs, *key);
+        }
     }
 
     /// Nobody listens to this target any more: its log is kept as long as there is room.
@@ -252,6 +265,7 @@ impl History {
     fn forget(&mut self, key: LogKey) {
         self.let_go_all(key);
         self.vacant.remove(&mut self.logs, key);
+        self.by_epoch.remove(&mut self.logs, key);
         if let Some(log) = self.logs.remove(key) {
             self.names.remove(&log.target);
             self.is_worn = true;
@@ -370,6 +384,8 @@ impl History {
             Some(log) if log.epoch != since.epoch => Err(NotRecovered::OtherEpoch),
             Some(log) if since.seq > log.seq => Err(NotRecovered::Future),
             Some(log) if since.seq < log.first().saturating_sub(1) => Err(NotRecovered::TooOld),
+            // A replay of another client may keep it for a while longer.
+            Some(log) if log.is_over(since.seq, self.limits.ttl, now) => Err(NotRecovered::TooOld),
             Some(_) => Ok(()),
         };
         match recovered {
@@ -410,11 +426,16 @@ impl History {
         self.logs.get(key).is_none_or(|log| log.seq < number)
     }
 
-    /// Messages may be missing in every log; returns them, each to be renewed.
-    pub fn break_off(&mut self) -> Vec<LogKey> {
+    /// Messages may be missing in every log: each is to be renewed, at the latest when it is used next.
+    pub fn break_off(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         self.begin_epoch();
-        self.logs.keys().collect()
+    }
+
+    /// A log in which messages may be missing, if there is one.
+    pub fn next_to_renew(&self) -> Option<LogKey> {
+        let first = self.by_epoch.first()?;
+        self.logs.get(first).is_some_and(|log| log.generation != self.generation).then_some(first)
     }
 
     /// Begins a new epoch in a log in which messages may be missing, and lets go what it has; whether it was
@@ -426,6 +447,7 @@ impl History {
         };
         log.generation = self.generation;
         log.epoch = Arc::clone(&self.epoch);
+        self.by_epoch.push_last(&mut self.logs, key);
         self.let_go_all(key);
         true
     }
@@ -438,6 +460,12 @@ impl History {
     /// Counts a member that was told that something may be missing.
     pub fn count_reset(&mut self) {
         self.counts.resets += 1;
+    }
+
+    /// Replays that run.
+    #[cfg(test)]
+    pub(super) fn readers(&self) -> u32 {
+        self.logs.values().map(|log| log.readers).sum()
     }
 
     /// What was counted.
@@ -453,8 +481,16 @@ impl Log {
         self.seq.saturating_add(1).saturating_sub(self.messages.len() as u64)
     }
 
+    /// Whether the message behind this number is over its time.
+    fn is_over(&self, seq: u64, ttl: Duration, now: Moment) -> bool {
+        let skipped = seq.saturating_add(1).saturating_sub(self.first());
+        let wanted = usize::try_from(skipped).ok().and_then(|skipped| self.messages.get(skipped));
+        wanted.is_some_and(|message| now.since(message.at) > ttl)
+    }
+
     fn links(&self, list: ListName) -> &Links {
         match list {
+            ListName::Epoch => &self.by_epoch,
             ListName::Silent => &self.silent,
             ListName::Vacant => &self.vacant,
         }
@@ -462,6 +498,7 @@ impl Log {
 
     fn links_mut(&mut self, list: ListName) -> &mut Links {
         match list {
+            ListName::Epoch => &mut self.by_epoch,
             ListName::Silent => &mut self.silent,
             ListName::Vacant => &mut self.vacant,
         }

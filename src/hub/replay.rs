@@ -5,60 +5,75 @@
 //! messages are not appended for the connection; the replay comes to them. So the order is the log's, and a
 //! long replay is no backlog.
 
+use std::collections::{HashMap, VecDeque};
+
 use super::history::LogKey;
 
-/// A log that a connection reads, and the number that comes next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Replay {
-    pub(super) log: LogKey,
-    pub(super) next: u64,
-}
-
-/// The replays of one connection, in the order in which it asked for them.
+/// The replays of one connection; served in turns, so that a busy log does not keep the others waiting.
 #[derive(Debug, Default)]
 pub(super) struct Replays {
-    running: Vec<Replay>,
-    /// Whether a turn waits in the schedule, or for the end of the flush.
+    /// The number that comes next of each log that is read.
+    next: HashMap<LogKey, u64>,
+    /// Whose turn it is. May name logs that are no longer read.
+    turns: VecDeque<LogKey>,
+    /// Whether the next turn waits in the schedule, or for the end of the flush.
     pub(super) is_scheduled: bool,
-    /// Frames and bytes of the last turn: not counted against the limits of the backlog that they may become.
-    pub(super) in_turn: (u64, u64),
+    /// What was appended in the last turn, until the socket has taken it.
+    pub(super) turn: Option<Turn>,
+}
+
+/// The messages of one turn: they do not count against the limits of the backlog that they may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub(super) frames: u64,
+    pub(super) bytes: u64,
 }
 
 impl Replays {
     /// Whether none runs.
     pub(super) fn is_empty(&self) -> bool {
-        self.running.is_empty()
+        self.next.is_empty()
     }
 
     /// Whether this log is read.
     pub(super) fn is_reading(&self, log: LogKey) -> bool {
-        self.running.iter().any(|replay| replay.log == log)
+        self.next.contains_key(&log)
     }
 
-    pub(super) fn first(&self) -> Option<Replay> {
-        self.running.first().copied()
-    }
-
-    pub(super) fn push(&mut self, replay: Replay) {
-        self.running.push(replay);
+    /// Reads a log from this number on.
+    pub(super) fn begin(&mut self, log: LogKey, next: u64) {
+        self.next.insert(log, next);
+        if self.turns.len() > 2 * self.next.len() {
+            self.turns.retain(|log| self.next.contains_key(log));
+        }
+        self.turns.push_back(log);
     }
 
     /// Ends the replay of this log; whether there was one.
     pub(super) fn end(&mut self, log: LogKey) -> bool {
-        let running = self.running.len();
-        self.running.retain(|replay| replay.log != log);
-        self.running.len() < running
+        self.next.remove(&log).is_some()
     }
 
-    /// The first replay has come to this number.
-    pub(super) fn advance(&mut self, next: u64) {
-        if let Some(replay) = self.running.first_mut() {
-            replay.next = next;
+    /// Whose turn it is, and the number that comes next of it. It stands last then.
+    pub(super) fn take_turn(&mut self) -> Option<(LogKey, u64)> {
+        while let Some(log) = self.turns.pop_front() {
+            if let Some(next) = self.next.get(&log) {
+                self.turns.push_back(log);
+                return Some((log, *next));
+            }
+        }
+        None
+    }
+
+    /// The replay of this log has come to this number.
+    pub(super) fn advance(&mut self, log: LogKey, to: u64) {
+        if let Some(next) = self.next.get_mut(&log) {
+            *next = to;
         }
     }
 
-    /// Ends all.
-    pub(super) fn end_all(&mut self) -> Vec<Replay> {
-        std::mem::take(&mut self.running)
+    /// The logs that are read.
+    pub(super) fn logs(&self) -> impl Iterator<Item = LogKey> {
+        self.next.keys().copied()
     }
 }

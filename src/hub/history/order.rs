@@ -10,6 +10,8 @@ pub(super) enum ListName {
     Silent,
     /// Of logs that nobody listens to.
     Vacant,
+    /// Of all logs, in the order in which their epochs began.
+    Epoch,
 }
 
 /// A log's place in a list.

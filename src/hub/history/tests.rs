@@ -123,6 +123,10 @@ fn what_a_replay_reads_does_not_go_for_its_age_but_for_everything_else() {
     history.forget_old(at(100));
     history.say(0, "b", at(100));
     assert_eq!(history.read(key, 1).unwrap().count(), 2);
+    // Others get nothing that is over its time.
+    assert_eq!(history.missed(0, &start, at(100)), Err(NotRecovered::TooOld));
+    let second = Position { seq: 1, ..start.clone() };
+    assert_eq!(history.missed(0, &second, at(100)).unwrap().len(), 1);
     (0..5).for_each(|_| _ = history.say(0, "c", at(100)));
     assert!(history.read(key, 1).is_none() && history.read(key, 3).is_some());
     history.end_reading(key);
@@ -136,9 +140,11 @@ fn a_log_is_renewed_once_when_messages_may_be_missing() {
     let mut history = history(limits());
     history.say(0, "a", at(0));
     let before = history.position_of(0, at(0));
-    let keys = history.break_off();
-    assert_eq!(keys.len(), 1);
-    assert!(history.renew(keys[0]) && !history.renew(keys[0]));
+    assert_eq!(history.next_to_renew(), None);
+    history.break_off();
+    let key = history.next_to_renew().unwrap();
+    assert!(history.renew(key) && !history.renew(key));
+    assert_eq!(history.next_to_renew(), None);
     let after = history.position_of(0, at(0));
     assert_eq!(after.seq, 1);
     assert_ne!(after.epoch, before.epoch);
