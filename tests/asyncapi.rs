@@ -261,7 +261,12 @@ fn go_through_redis(recorder: &mut Recorder) {
         recorder.seen.insert("foreign");
     }
 
-    // The seller has a room and notifications of its own, in which something may be missing now.
+    // The seller knows where it is in a room and in its own notifications: of both it is told that something
+    // may be missing now.
+    recorder.send(&mut seller, &json!({"type": "join", "id": 1, "payload": {"room": "seller-5"}}));
+    recorder.receive(&mut seller, "joined");
+    recorder.send(&mut seller, &json!({"type": "resume", "id": 2, "payload": {}}));
+    recorder.receive(&mut seller, "resumed");
     redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     for _ in 0..2 {
         recorder.receive(&mut seller, "reset");
