@@ -18,6 +18,7 @@ mod listing;
 mod outbox;
 mod query;
 pub mod rates;
+mod recovery;
 mod replay;
 mod room_rates;
 mod rooms;

@@ -18,10 +18,9 @@ use super::event::{
 };
 use super::groups::Groups;
 use super::handle::HubHandle;
-use super::history::{History, LogKey, NotRecovered};
+use super::history::{History, LogKey};
 use super::outbox::{BacklogLimits, Flush};
 use super::rates::{Pace, UserLimits};
-use super::replay::Turn;
 use super::room_rates::RoomRates;
 use super::rooms::Rooms;
 use super::schedule::{QUANTUM, Schedule, Share};
@@ -32,12 +31,11 @@ use super::{Outlets, WriterJob};
 use crate::auth::{Identity, Role};
 use crate::config::{
     Config, FLUSH_BYTES, FLUSH_FRAMES, FLUSH_SOCKETS, LONE_FLUSH_FRAMES, RATE_TOLD_EVERY,
-    REPLAY_BYTES,
 };
 use crate::protocol::close::Close;
 use crate::protocol::{
-    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Position, Reply, Room, Standing, control_frame,
-    error_frame, reset_frame, resumed_frame,
+    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Position, Reply, Room, control_frame,
+    error_frame, resumed_frame,
 };
 use crate::runtime::channel::Sender;
 use crate::runtime::clock::{Moment, uptime};
@@ -50,12 +48,8 @@ const DELIVERIES_PER_SEND: usize = 16;
 const SMALL_REACH: usize = 16;
 /// Connections that are flushed before the hub looks whether something has come that goes first.
 const FLUSHED_AT_ONCE: usize = 128;
-/// Rooms that closed connections leave in one iteration of the loop: an admin may be in a million. As many
-/// logs are renewed in one.
+/// Rooms that closed connections leave in one iteration of the loop: an admin may be in a million.
 const LEFT_AT_ONCE: usize = 1000;
-/// Bytes of a replay that cost as much as a delivery: a send of [`REPLAY_BYTES`] takes ten times as long as one
-/// of a small frame.
-const REPLAY_BYTES_PER_DELIVERY: usize = 512;
 
 /// The pure core.
 pub struct Hub {
@@ -78,7 +72,7 @@ pub struct Hub {
     /// Closed connections that have still to leave rooms.
     leaving: VecDeque<ConnectionKey>,
     /// Connections whose sockets took all that they were sent, and that have more of a replay to get.
-    replaying: Vec<ConnectionKey>,
+    pub(super) replaying: Vec<ConnectionKey>,
     pub(super) stats: Stats,
     /// Set by the shutdown, and dropped with the last connection.
     closed: Option<crossbeam_channel::Sender<Infallible>>,
@@ -126,12 +120,12 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    fn open(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+    pub(super) fn open(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
         self.slots.get_mut(key).filter(|connection| connection.state == State::Open)
     }
 
     /// Appends a frame for a live connection; whether it took it.
-    fn append(&mut self, key: ConnectionKey, frame: FrameNumber) -> bool {
+    pub(super) fn append(&mut self, key: ConnectionKey, frame: FrameNumber) -> bool {
         self.append_of(key, frame, None)
     }
 
@@ -158,7 +152,7 @@ impl Connections {
     }
 
     /// Appends a frame for one.
-    fn send(&mut self, key: ConnectionKey, frame: Bytes) -> bool {
+    pub(super) fn send(&mut self, key: ConnectionKey, frame: Bytes) -> bool {
         let frame = self.batch.add(frame);
         self.append(key, frame)
     }
@@ -170,11 +164,6 @@ impl Connections {
         }
         let frame = self.batch.add(frame);
         keys.iter().filter(|key| self.append_of(**key, frame, log)).count()
-    }
-
-    /// The log whose turn it is of a connection's replays, and the number that comes next of it.
-    fn take_replay_turn(&mut self, key: ConnectionKey) -> Option<(LogKey, u64)> {
-        self.open(key)?.replays.as_mut()?.take_turn()
     }
 
     fn mark_dirty(&mut self, key: ConnectionKey) {
@@ -574,156 +563,6 @@ impl Hub {
         self.reply(key, &Reply::Left, room, id);
     }
 
-    /// What a client that asks for a log is told of it. A replay of it that runs has ended by this; where there
-    /// is something to recover, another one begins.
-    fn stand(&mut self, key: ConnectionKey, target: &Target, since: Option<&Position>) -> Standing {
-        let now = Moment::now();
-        let Some(log) = self.log_of(target, true, now) else {
-            // Without history there is only an answer to who asks for the past.
-            let asks = since.is_some() || matches!(target, Target::User(_));
-            if asks {
-                self.history.count_not_recovered(NotRecovered::Off);
-            }
-            return Standing { position: None, recovered: asks.then_some(false) };
-        };
-        self.end_replay(key, log);
-        if let Some(connection) = self.connections.open(key) {
-            connection.knows_positions = true;
-        }
-        let position = self.history.position(log);
-        let Some(since) = since else {
-            return Standing { position, recovered: None };
-        };
-        if self.history.recover(log, since, now).is_err() {
-            return Standing { position, recovered: Some(false) };
-        }
-        if position.is_some_and(|position| since.seq < position.seq)
-            && let Some(connection) = self.connections.open(key)
-        {
-            connection.replays.get_or_insert_default().begin(log, since.seq + 1);
-            self.history.begin_reading(log);
-        }
-        Standing { position: Some(since.clone()), recovered: Some(true) }
-    }
-
-    /// The log of a target, as [`History::open`]; if messages may be missing in it, those who listen are told
-    /// before anything else.
-    fn log_of(&mut self, target: &Target, has_listeners: bool, now: Moment) -> Option<LogKey> {
-        let log = self.history.open(target, has_listeners, now)?;
-        self.renew(log);
-        Some(log)
-    }
-
-    /// Begins a new epoch in a log in which messages may be missing, and tells who listens.
-    fn renew(&mut self, log: LogKey) {
-        if !self.history.renew(log) {
-            return;
-        }
-        let Some(target) = self.history.target(log) else { return };
-        let keys = members(&self.rooms, &self.audiences, target).to_vec();
-        self.reset(&keys, log);
-    }
-
-    /// Tells connections that something of a log may be missing; they get no more of its past. Those that never
-    /// asked for a position have none to lose.
-    fn reset(&mut self, keys: &[ConnectionKey], log: LogKey) {
-        keys.iter().for_each(|key| self.end_replay(*key, log));
-        let (Some(position), Some(target)) = (self.history.position(log), self.history.target(log))
-        else {
-            return;
-        };
-        let room = if let Target::Room(room) = target { Some(room) } else { None };
-        let frame = self.connections.batch.add(reset_frame(room, position));
-        for key in keys {
-            let knows = self.connections.open(*key).is_some_and(|c| c.knows_positions);
-            if knows && self.connections.append(*key, frame) {
-                self.history.count_reset();
-            }
-        }
-    }
-
-    /// Goes on with the logs in which messages may be missing; with one at least.
-    fn renew_logs(&mut self) {
-        for _ in 0..LEFT_AT_ONCE {
-            let Some(log) = self.history.next_to_renew() else { return };
-            self.renew(log);
-            if self.wants_flush() {
-                return;
-            }
-        }
-    }
-
-    fn end_replay(&mut self, key: ConnectionKey, log: LogKey) {
-        if let Some(connection) = self.connections.slots.get_mut(key)
-            && let Some(replays) = &mut connection.replays
-            && replays.end(log)
-        {
-            self.history.end_reading(log);
-        }
-    }
-
-    fn end_replays(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.slots.get_mut(key) else { return };
-        for log in connection.replays.take().iter().flat_map(|replays| replays.logs()) {
-            self.history.end_reading(log);
-        }
-    }
-
-    /// Appends what comes next of a connection's replays, as much as one turn has, if its socket has taken
-    /// what it was sent before; else it goes on when that is so. Returns what that cost, in deliveries.
-    fn replay(&mut self, key: ConnectionKey) -> usize {
-        let is_due = self.connections.open(key).is_some_and(|connection| {
-            let replays = connection.replays.as_ref();
-            replays.is_some_and(|replays| replays.turn.is_none()) && connection.outbox.is_drained()
-        });
-        if !is_due {
-            return 0;
-        }
-        let (mut frames, mut bytes) = (0, 0);
-        while bytes < REPLAY_BYTES
-            && let Some((log, mut next)) = self.connections.take_replay_turn(key)
-        {
-            let Some(messages) = self.history.read(log, next) else {
-                self.reset(&[key], log);
-                continue;
-            };
-            for frame in messages {
-                if bytes >= REPLAY_BYTES {
-                    break;
-                }
-                self.connections.send(key, frame.clone());
-                (frames, bytes, next) = (frames + 1, bytes + frame.len(), next + 1);
-            }
-            if self.history.ends_before(log, next) {
-                self.end_replay(key, log);
-            } else if let Some(connection) = self.connections.open(key)
-                && let Some(replays) = &mut connection.replays
-            {
-                replays.advance(log, next);
-            }
-        }
-        if frames > 0
-            && let Some(connection) = self.connections.open(key)
-            && let Some(replays) = &mut connection.replays
-        {
-            replays.turn = Some(Turn { frames: frames as u64, bytes: bytes as u64 });
-        }
-        self.history.count_replayed(frames as u64);
-        frames + bytes / REPLAY_BYTES_PER_DELIVERY
-    }
-
-    /// The socket has taken a connection's last turn of its replays: what is left goes on with the next.
-    fn turn_is_sent(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.open(key) else { return };
-        let Some(replays) = &mut connection.replays else { return };
-        replays.turn = None;
-        if replays.is_empty() {
-            connection.replays = None;
-        } else if !std::mem::replace(&mut replays.is_scheduled, true) {
-            self.replaying.push(key);
-        }
-    }
-
     fn broadcast(&mut self, key: ConnectionKey, broadcast: Broadcast) -> usize {
         let Broadcast { room, draft, permitted, id } = broadcast;
         let Some(connection) = self.received(key, MessageKind::Broadcast) else {
@@ -1079,7 +918,7 @@ impl Connection {
 }
 
 /// The connections of a target.
-fn members<'a>(
+pub(super) fn members<'a>(
     rooms: &'a Rooms,
     audiences: &'a Groups<Audience>,
     target: &Target,
