@@ -129,13 +129,13 @@ impl Connections {
         self.append_of(key, frame, None)
     }
 
-    /// The same for a frame of a log. A connection that still reads the log comes to it by itself.
-    fn append_of(&mut self, key: ConnectionKey, frame: FrameNumber, log: Option<LogKey>) -> bool {
+    /// The same for a frame of a log that is read. A connection that reads it comes to the frame by itself.
+    fn append_of(&mut self, key: ConnectionKey, frame: FrameNumber, read: Option<LogKey>) -> bool {
         let Some(connection) = self.slots.get_mut(key).filter(|c| c.state == State::Open) else {
             return false;
         };
-        if let (Some(replays), Some(log)) = (&connection.replays, log)
-            && replays.is_reading(log)
+        if let Some(log) = read
+            && connection.replays.as_ref().is_some_and(|replays| replays.is_reading(log))
         {
             return true;
         }
@@ -157,13 +157,13 @@ impl Connections {
         self.append(key, frame)
     }
 
-    /// Appends a frame, of this log if of one, for all of these; returns how many get it.
-    fn append_all(&mut self, keys: &[ConnectionKey], frame: Bytes, log: Option<LogKey>) -> usize {
+    /// Appends a frame, of this log if of one that is read, for all of these; returns how many get it.
+    fn append_all(&mut self, keys: &[ConnectionKey], frame: Bytes, read: Option<LogKey>) -> usize {
         if keys.is_empty() {
             return 0;
         }
         let frame = self.batch.add(frame);
-        keys.iter().filter(|key| self.append_of(**key, frame, log)).count()
+        keys.iter().filter(|key| self.append_of(**key, frame, read)).count()
     }
 
     fn mark_dirty(&mut self, key: ConnectionKey) {
@@ -705,7 +705,9 @@ impl Hub {
             (self.outlets.publish)(&target, &numbered);
         }
         let members = members(&self.rooms, &self.audiences, &target);
-        let reached = self.connections.append_all(members, numbered.frame, log);
+        // Mostly nobody reads it, and no connection has to be asked.
+        let read = log.filter(|log| self.history.is_read(*log));
+        let reached = self.connections.append_all(members, numbered.frame, read);
         self.stats.fan_out.observe(reached as f64);
         reached
     }

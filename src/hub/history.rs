@@ -407,6 +407,11 @@ impl History {
         }
     }
 
+    /// Whether a replay reads this log.
+    pub fn is_read(&self, key: LogKey) -> bool {
+        self.logs.get(key).is_some_and(|log| log.readers > 0)
+    }
+
     /// A replay has ended.
     pub fn end_reading(&mut self, key: LogKey) {
         if let Some(log) = self.logs.get_mut(key) {
