@@ -224,7 +224,7 @@ export type MessageId = string | number;
 
 /** Where a client is in the past of a room, or of its own notifications. */
 export type LogPosition = {
-  /** Another one than before: the numbers have begun anew. */
+  /** Another one than before: messages between may be missing. */
   epoch: string,
   /** Number of the last message that the client has. */
   seq: number,

@@ -693,10 +693,14 @@ impl Hub {
     /// that it is for; returns how many these are.
     fn deliver(&mut self, delivery: Delivery, origin: Origin) -> usize {
         let Delivery { target, draft } = delivery;
-        let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
         let now = Moment::now();
+        let mut keys = members(&self.rooms, &self.audiences, &target);
         let is_kept = draft.takes_number();
-        let log = if is_kept { self.log_of(&target, has_listeners, now) } else { None };
+        let log = if is_kept { self.history.open(&target, !keys.is_empty(), now) } else { None };
+        if let Some(log) = log.filter(|log| self.history.is_broken_off(*log)) {
+            self.renew(log);
+            keys = members(&self.rooms, &self.audiences, &target);
+        }
         let numbered = match log {
             Some(log) => self.history.append(log, draft, now),
             None => draft.complete(None),
@@ -704,10 +708,9 @@ impl Hub {
         if origin == Origin::Here {
             (self.outlets.publish)(&target, &numbered);
         }
-        let members = members(&self.rooms, &self.audiences, &target);
         // Mostly nobody reads it, and no connection has to be asked.
         let read = log.filter(|log| self.history.is_read(*log));
-        let reached = self.connections.append_all(members, numbered.frame, read);
+        let reached = self.connections.append_all(keys, numbered.frame, read);
         self.stats.fan_out.observe(reached as f64);
         reached
     }

@@ -437,10 +437,14 @@ impl History {
         self.begin_epoch();
     }
 
+    /// Whether messages may be missing in a log.
+    pub fn is_broken_off(&self, key: LogKey) -> bool {
+        self.logs.get(key).is_some_and(|log| log.generation != self.generation)
+    }
+
     /// A log in which messages may be missing, if there is one.
     pub fn next_to_renew(&self) -> Option<LogKey> {
-        let first = self.by_epoch.first()?;
-        self.logs.get(first).is_some_and(|log| log.generation != self.generation).then_some(first)
+        self.by_epoch.first().filter(|first| self.is_broken_off(*first))
     }
 
     /// Begins a new epoch in a log in which messages may be missing, and lets go what it has; whether it was

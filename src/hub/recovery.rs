@@ -25,7 +25,7 @@ impl Hub {
         since: Option<&Position>,
     ) -> Standing {
         let now = Moment::now();
-        let Some(log) = self.log_of(target, true, now) else {
+        let Some(log) = self.history.open(target, true, now) else {
             // Without history there is only an answer to who asks for the past.
             let asks = since.is_some() || matches!(target, Target::User(_));
             if asks {
@@ -33,6 +33,7 @@ impl Hub {
             }
             return Standing { position: None, recovered: asks.then_some(false) };
         };
+        self.renew(log);
         self.end_replay(key, log);
         if let Some(connection) = self.connections.open(key) {
             connection.knows_positions = true;
@@ -53,21 +54,9 @@ impl Hub {
         Standing { position: Some(since.clone()), recovered: Some(true) }
     }
 
-    /// The log of a target, as [`History::open`]; if messages may be missing in it, those who listen are told
-    /// before anything else.
-    pub(super) fn log_of(
-        &mut self,
-        target: &Target,
-        has_listeners: bool,
-        now: Moment,
-    ) -> Option<LogKey> {
-        let log = self.history.open(target, has_listeners, now)?;
-        self.renew(log);
-        Some(log)
-    }
-
-    /// Begins a new epoch in a log in which messages may be missing, and tells who listens.
-    fn renew(&mut self, log: LogKey) {
+    /// If messages may be missing in a log, begins a new epoch, and tells who listens. Whoever uses a log does
+    /// this first.
+    pub(super) fn renew(&mut self, log: LogKey) {
         if !self.history.renew(log) {
             return;
         }

@@ -82,11 +82,12 @@ impl Draft {
         let header = header.as_slice();
         let members_at = header.len() + opening_length;
         let start = HEADROOM - members_at;
-        let mut place = bytes.iter_mut().skip(start);
-        for byte in header.iter().chain(opening.iter().flat_map(|part| part.as_bytes())) {
-            if let Some(place) = place.next() {
-                *place = *byte;
+        let mut at = start;
+        for part in [header, opening[0].as_bytes(), opening[1].as_bytes(), opening[2].as_bytes()] {
+            if let Some(place) = bytes.get_mut(at..at + part.len()) {
+                place.copy_from_slice(part);
             }
+            at += part.len();
         }
         Numbered { frame: Bytes::from(bytes).slice(start..), members_at }
     }

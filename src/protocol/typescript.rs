@@ -42,7 +42,7 @@ enum ClientMessage {
 /// Where a client is in the past of a room, or of its own notifications.
 #[derive(Debug, Clone, PartialEq, Serialize, TS)]
 struct LogPosition {
-    /// Another one than before: the numbers have begun anew.
+    /// Another one than before: messages between may be missing.
     epoch: String,
     /// Number of the last message that the client has.
     seq: u64,
