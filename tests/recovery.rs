@@ -226,7 +226,7 @@ fn who_missed_more_than_is_kept_is_told_so() {
 
 #[test]
 fn who_was_away_for_too_long_is_told_so_unless_it_missed_nothing() {
-    let service = Service::with(&[("HISTORY_TTL", "1s")]);
+    let service = Service::with(&[("HISTORY_TTL", "2s")]);
     let mut client = service.client("7", "");
     let start = join(&mut client, "lobby", None);
     stream(&service, 5, |n| to_room("lobby", n));
