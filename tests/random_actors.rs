@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use crowd::{Crowd, Pace, broadcast, start};
 use serde_json::{Value, json};
-use support::{PATIENCE, Service, frame, full_size, token};
+use support::{PATIENCE, Random, Service, frame, full_size, token};
 
 /// Ten users with two connections each; the last four only listen, two of them slowly
 /// and two not at all.
@@ -27,19 +27,6 @@ const ACTORS: Range<usize> = 0..16;
 const SLOW: Range<usize> = 16..18;
 const STALLED: Range<usize> = 18..20;
 const ROOMS: [&str; 4] = ["red", "green", "blue", "yellow"];
-
-/// SplitMix64: a short generator that is the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % bound as u64) as usize
-    }
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Membership {

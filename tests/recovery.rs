@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Backend, Client, Frame, Redis, Service, frame, token, until};
+use support::{Backend, Client, Frame, Redis, Service, frame, until};
 
 /// Joins with an `id`, and returns the payload of the answer.
 fn join(client: &mut Client, room: &str, since: Option<&Value>) -> Value {
@@ -73,19 +73,6 @@ fn numbered(range: std::ops::Range<u64>) -> Vec<(u64, Value)> {
     range.map(|n| (n + 1, json!(n))).collect()
 }
 
-/// One metric, which has come by now.
-fn metric(service: &Service, name: &str) -> f64 {
-    let text = service.http("GET", "/metrics", Some(&token("ops", "admin")), "").body;
-    let line =
-        text.lines().find(|line| line.starts_with(name) && line[name.len()..].starts_with(' '));
-    line.unwrap_or_else(|| panic!("no {name} in {text}"))
-        .split(' ')
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap()
-}
-
 #[test]
 fn a_frame_begins_with_its_number_and_is_else_as_it_was() {
     let service = Service::start();
@@ -140,8 +127,8 @@ fn who_was_away_gets_what_it_missed_then_what_is_new() {
     assert_eq!((&answer["recovered"], &answer["seq"]), (&json!(true), &json!(42)));
     assert_eq!(next(&mut client, 2), numbered(42..44));
     client.assert_quiet();
-    assert_eq!(metric(&service, "realtime_recovered_total"), 3.0);
-    assert_eq!(metric(&service, "realtime_replayed_frames_total"), 42.0);
+    assert_eq!(service.metric("realtime_recovered_total"), 3.0);
+    assert_eq!(service.metric("realtime_replayed_frames_total"), 42.0);
 }
 
 /// Each client has read another number of messages of several publishers when its socket ends, also within a
@@ -196,15 +183,15 @@ fn a_kill_at_every_point_of_a_stream_loses_and_repeats_nothing() {
 /// Nothing of the past comes, the answer has the position of now, and what is said next follows it.
 fn assert_not_recovered(service: &Service, since: &Value, seq: u64, reason: &str) {
     let name = format!("realtime_not_recovered_total{{reason=\"{reason}\"}}");
-    let before = metric(service, "realtime_recovered_total");
+    let before = service.metric("realtime_recovered_total");
     let mut client = service.client("back", "");
     let answer = join(&mut client, "lobby", Some(since));
     assert_eq!((&answer["recovered"], &answer["seq"]), (&json!(false), &json!(seq)), "{answer}");
     client.assert_quiet();
     service.notify(&to_room("lobby", "next"));
     assert_eq!(next(&mut client, 1), [(seq + 1, json!("next"))]);
-    assert!(metric(service, &name) >= 1.0);
-    assert_eq!(metric(service, "realtime_recovered_total"), before);
+    assert!(service.metric(&name) >= 1.0);
+    assert_eq!(service.metric("realtime_recovered_total"), before);
     // The position of the answer is good.
     let answer = join(&mut client, "lobby", Some(&position(&answer)));
     assert_eq!(answer["recovered"], true);
@@ -231,8 +218,8 @@ fn who_was_away_for_too_long_is_told_so_unless_it_missed_nothing() {
     let start = join(&mut client, "lobby", None);
     stream(&service, 5, |n| to_room("lobby", n));
     drop(client);
-    assert!(metric(&service, "realtime_history_bytes") > 0.0);
-    until("the messages go", || metric(&service, "realtime_history_bytes") == 0.0);
+    assert!(service.metric("realtime_history_bytes") > 0.0);
+    until("the messages go", || service.metric("realtime_history_bytes") == 0.0);
     let mut client = service.client("7", "");
     assert_eq!(join(&mut client, "lobby", Some(&at(&start, 5)))["recovered"], true);
     client.assert_quiet();
@@ -257,8 +244,8 @@ fn the_room_that_was_silent_for_longest_loses_its_messages_first_but_not_its_num
     next(&mut client, 3);
     stream(&service, 1, |_| to_room("late", 3));
     stream(&service, 2, |_| to_room("more", text.as_str()));
-    assert!(metric(&service, "realtime_history_bytes") <= 65_536.0);
-    assert!(metric(&service, "realtime_history_evicted_messages_total") >= 3.0);
+    assert!(service.metric("realtime_history_bytes") <= 65_536.0);
+    assert!(service.metric("realtime_history_evicted_messages_total") >= 3.0);
     assert_eq!(join(&mut client, "late", Some(&late))["recovered"], true);
     assert_eq!(next(&mut client, 4), numbered(0..4));
     drop(client);
@@ -369,8 +356,8 @@ fn without_history_everything_is_as_if_there_were_none() {
     assert_eq!(client.text(), r#"{"event":"e","data":2,"to":"7"}"#);
     client.broadcast("lobby", &json!(3));
     assert!(client.text().starts_with(r#"{"from":""#));
-    assert_eq!(metric(&service, "realtime_history_logs"), 0.0);
-    assert_eq!(metric(&service, r#"realtime_not_recovered_total{reason="off"}"#), 2.0);
+    assert_eq!(service.metric("realtime_history_logs"), 0.0);
+    assert_eq!(service.metric(r#"realtime_not_recovered_total{reason="off"}"#), 2.0);
 }
 
 #[test]
@@ -564,7 +551,7 @@ fn who_is_too_slow_for_what_comes_meanwhile_is_told_by_a_reset() {
     assert_eq!(reset["payload"], payload);
     service.notify(&to_room("lobby", "next"));
     assert_eq!(next(&mut client, 1), [(111, json!("next"))]);
-    assert_eq!(metric(&service, "realtime_resets_total"), 1.0);
+    assert_eq!(service.metric("realtime_resets_total"), 1.0);
     // The position of the reset is good.
     assert_eq!(join(&mut client, "lobby", Some(&position(&payload)))["recovered"], true);
     assert_eq!(next(&mut client, 1), [(111, json!("next"))]);
@@ -615,7 +602,7 @@ fn ten_thousand_rooms_have_a_past_each() {
     next(&mut client, ROOMS);
     drop(client);
     stream(&service, ROOMS, |n| to_room(&room(n), n));
-    assert_eq!(metric(&service, "realtime_history_logs"), ROOMS as f64);
+    assert_eq!(service.metric("realtime_history_logs"), ROOMS as f64);
     let mut client = service.client("7", "admin");
     for (n, start) in starts.iter().enumerate() {
         let answer = join(&mut client, &room(n), Some(&at(start, 1)));
@@ -645,7 +632,7 @@ fn a_thousand_clients_recover_at_once() {
     for client in &mut clients {
         assert_eq!(next(client, 101), numbered(0..101));
     }
-    assert_eq!(metric(&service, "realtime_replayed_frames_total"), 100_000.0);
+    assert_eq!(service.metric("realtime_replayed_frames_total"), 100_000.0);
 }
 
 /// Several instances: each has numbers of its own, and says so.

@@ -37,12 +37,6 @@ fn asks_for_the_last(service: &Service, room: &str) -> Vec<u8> {
     frame(0x81, json!({"type": "join", "id": 1, "payload": payload}).to_string().as_bytes())
 }
 
-fn metric(service: &Service, name: &str) -> u64 {
-    let text = service.http("GET", "/metrics", Some(&token("ops", "admin")), "").body;
-    let line = text.lines().find(|line| line.split(' ').next() == Some(name)).unwrap();
-    line.split(' ').nth(1).unwrap().parse::<f64>().unwrap() as u64
-}
-
 /// Each asks as often as its rate lets it, and reads all that comes: a hundred times its own bytes.
 #[test]
 fn users_who_ask_for_the_past_again_and_again_delay_nobody() {
@@ -77,11 +71,11 @@ fn users_who_ask_for_the_past_again_and_again_delay_nobody() {
     drop(hungry);
     println!(
         "{} frames replayed; echo p99 {:?}, longest {:?}; alone {p99_alone:?}, {alone:?}",
-        metric(&service, "realtime_replayed_frames_total"),
+        service.metric("realtime_replayed_frames_total"),
         percentile(&echo.times, 99),
         echo.longest(),
     );
-    assert!(metric(&service, "realtime_replayed_frames_total") > 1000);
+    assert!(service.metric("realtime_replayed_frames_total") > 1000.0);
     assert!(echo.longest() < LONGEST_WAIT, "an echo took {:?}", echo.longest());
 }
 
@@ -114,7 +108,7 @@ fn a_thousand_who_recover_at_once_delay_nobody() {
     });
     println!("100,000 messages in {:?}; longest echo {:?}", began.elapsed(), echo.longest());
     drop(back);
-    assert_eq!(metric(&service, "realtime_recovered_total"), 1000);
+    assert_eq!(service.metric("realtime_recovered_total"), 1000.0);
     assert!(echo.longest() < LONGEST_WAIT, "an echo took {:?}", echo.longest());
 }
 
@@ -135,7 +129,7 @@ fn clients_that_take_nothing_hold_no_past_of_their_own() {
             crowd.send(link, &ask);
         });
         until("it has asked", || {
-            metric(&service, "realtime_recovered_total") == 2 * (round as u64 + 1)
+            service.metric("realtime_recovered_total") == 2.0 * (round as f64 + 1.0)
         });
         // All of it is another one after this.
         fill(&service, "lobby", 100, 8000);
@@ -152,13 +146,13 @@ fn the_history_takes_the_memory_that_it_counts() {
     let service = start(&[("HISTORY_TTL", "1h"), ("MAX_BODY_SIZE", "4MiB")]);
     // What every service takes once.
     fill(&service, "warm-up", 1000, 300);
-    let (rss, before) = (service.rss_kib(), metric(&service, "realtime_history_bytes"));
+    let (rss, before) = (service.rss_kib(), service.metric("realtime_history_bytes"));
     let mut rows = Vec::new();
     for part in 1..=4 {
         for room in 0..(if full_size() { 350 } else { 90 }) {
             fill(&service, &format!("r{part}-{room}"), 100, 300);
         }
-        let counted = (metric(&service, "realtime_history_bytes") - before) / 1024;
+        let counted = (service.metric("realtime_history_bytes") - before) as u64 / 1024;
         let grown = service.rss_kib().saturating_sub(rss);
         rows.push((counted, grown));
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Client, Frame, Service, full_size, token};
+use support::{Client, Frame, Random, Service, full_size, token};
 
 /// Rooms of each client.
 const ROOMS_EACH: usize = 2;
@@ -29,22 +29,9 @@ struct Size {
     time: Duration,
 }
 
-/// Numbers that look random, always the same for a seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-
-    fn millis(&mut self, end: u64) -> Duration {
-        Duration::from_millis(self.below(end))
-    }
+/// Up to so many milliseconds.
+fn millis(random: &mut Random, end: usize) -> Duration {
+    Duration::from_millis(random.below(end) as u64)
 }
 
 /// What a message says: who published it, and how many it had published to this log before.
@@ -134,7 +121,7 @@ fn follow(
 ) -> Vec<Follower> {
     let mut chosen = BTreeSet::new();
     while chosen.len() < ROOMS_EACH {
-        chosen.insert(random.below(rooms as u64) as usize);
+        chosen.insert(random.below(rooms));
     }
     let mut logs: Vec<_> = chosen.into_iter().map(Some).chain([None]).map(Follower::new).collect();
     loop {
@@ -148,7 +135,7 @@ fn follow(
         };
         counts.connects.fetch_add(1, Relaxed);
         logs.iter_mut().for_each(|log| log.ask(&mut client));
-        let until = Instant::now() + random.millis(1500);
+        let until = Instant::now() + millis(random, 1500);
         // The last one waits for all that there is.
         let is_done = |logs: &[Follower]| {
             if is_last {
@@ -161,7 +148,7 @@ fn follow(
         while !is_cut && !is_done(&logs) {
             is_cut = !take(&mut client, &mut logs, counts);
             if is_slow {
-                std::thread::sleep(Duration::from_micros(random.below(4000)));
+                std::thread::sleep(Duration::from_micros(random.below(4000) as u64));
             }
         }
         if is_last && !is_cut {
@@ -176,7 +163,7 @@ fn follow(
             _ => {}
         }
         drop(client);
-        std::thread::sleep(random.millis(1500));
+        std::thread::sleep(millis(random, 1500));
     }
 }
 
@@ -235,10 +222,10 @@ fn publish(
             // One in ten for a user.
             let is_own = is_http && random.below(10) == 0;
             let to = if is_own { size.clients } else { size.rooms };
-            let n = random.below(to as u64) as usize;
+            let n = random.below(to);
             let log = if is_own { size.rooms + n } else { n };
             // A hundred of them are several turns of a replay.
-            let body = json!([me, sent[log], "x".repeat(random.below(3000) as usize)]);
+            let body = json!([me, sent[log], "x".repeat(random.below(3000))]);
             sent[log] += 1;
             totals[log].fetch_add(1, Relaxed);
             match &mut client {

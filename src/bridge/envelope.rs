@@ -32,8 +32,8 @@ impl Envelope {
         [head.as_bytes(), members].concat()
     }
 
-    /// Splits a message into its origin and the members behind it, with the closing brace. `None` when the text does
-    /// not begin in exactly this form: then it comes from another system.
+    /// Splits a message into its origin and the members behind it, with the closing brace. `None` when the
+    /// text does not begin in exactly this form: then it comes from another system.
     pub(super) fn unwrap(text: &str) -> Option<(Self, &str)> {
         let (instance, rest) = text.strip_prefix(OPENING)?.split_at_checked(UUID_BYTES)?;
         let (number, rest) = rest.strip_prefix(':')?.split_once('"')?;

@@ -188,6 +188,13 @@ impl Service {
         stream
     }
 
+    /// What `/metrics` says now of this metric, named with its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.http("GET", "/metrics", Some(&token("ops", "admin")), "").body;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
     /// `GET /admin/clients`.
     pub fn counts(&self) -> Value {
         self.http("GET", "/admin/clients", Some(&token("ops", "admin")), "").json()

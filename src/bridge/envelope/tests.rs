@@ -9,10 +9,6 @@ fn origin(number: u64) -> Envelope {
     Envelope { instance: Uuid::try_parse(ID).unwrap(), number }
 }
 
-fn unwrapped(text: &str) -> Option<(Envelope, &str)> {
-    Envelope::unwrap(text)
-}
-
 fn wrapped(origin: Envelope, members: &str) -> String {
     String::from_utf8(origin.wrap(members.as_bytes())).unwrap()
 }
@@ -21,7 +17,7 @@ fn wrapped(origin: Envelope, members: &str) -> String {
 fn the_member_goes_in_front_and_comes_off_again() {
     let wire = format!(r#"{{"origin":"{ID}:7","a":1}}"#);
     assert_eq!(wrapped(origin(7), r#""a":1}"#), wire);
-    assert_eq!(unwrapped(&wire), Some((origin(7), r#""a":1}"#)));
+    assert_eq!(Envelope::unwrap(&wire), Some((origin(7), r#""a":1}"#)));
     assert!(origin(u64::MAX).wrap(b"}").len() < ENVELOPE_BYTES);
 }
 
@@ -51,7 +47,7 @@ fn other_forms_are_foreign() {
         format!(r#"{{"origin":"{}:1","a":1}}"#, ID.replace('-', "0")),
         format!(r#"{{"origin":"{}é:1","a":1}}"#, &ID[..35]),
     ] {
-        assert_eq!(unwrapped(&text), None, "{text}");
+        assert_eq!(Envelope::unwrap(&text), None, "{text}");
     }
 }
 
@@ -84,7 +80,7 @@ proptest! {
     ) {
         let origin = Envelope { instance: Uuid::from_u128(instance), number };
         let wire = wrapped(origin, &members);
-        prop_assert_eq!(unwrapped(&wire), Some((origin, &*members)));
+        prop_assert_eq!(Envelope::unwrap(&wire), Some((origin, &*members)));
     }
 
     #[test]
@@ -95,7 +91,7 @@ proptest! {
         let wire = wrapped(origin, r#""a":1}"#);
         let changed: String =
             wire.chars().enumerate().map(|(i, c)| if i == at { wrong } else { c }).collect();
-        if let Some((origin, members)) = unwrapped(&changed) {
+        if let Some((origin, members)) = Envelope::unwrap(&changed) {
             prop_assert_eq!(wrapped(origin, members), changed);
         }
     }
