@@ -112,6 +112,8 @@ impl Client {
             {
                 panic!("nothing came within {PATIENCE:?}")
             }
+            // The process was stopped and goes on (signal(7)).
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.fill(),
             Err(_) => false,
         }
     }

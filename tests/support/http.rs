@@ -1,7 +1,7 @@
 //! A connection of raw bytes, and the answers of HTTP on it.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
@@ -28,6 +28,21 @@ pub(super) fn with_timeouts(stream: TcpStream) -> TcpStream {
     stream
 }
 
+/// Up to the blank line; else what came instead.
+fn read_head(stream: &mut TcpStream) -> Result<String, String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            // With a timeout, a read ends so when its process was stopped and goes on (signal(7)).
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            end => return Err(format!("{end:?} behind {:?}", String::from_utf8_lossy(&head))),
+        }
+    }
+    Ok(String::from_utf8(head).unwrap())
+}
+
 /// An HTTP answer.
 #[derive(Debug, Clone)]
 pub struct Response {
@@ -40,15 +55,17 @@ pub struct Response {
 impl Response {
     /// Reads one answer; `None` when the stream ends before one has come.
     pub fn read(stream: &mut TcpStream) -> Option<Self> {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            match stream.read(&mut byte) {
-                Ok(1) => head.push(byte[0]),
-                _ => return None,
-            }
-        }
-        let head = String::from_utf8(head).unwrap();
+        let head = read_head(stream).ok()?;
+        Self::parse(stream, &head)
+    }
+
+    /// The same, where an answer must come.
+    pub fn expect(stream: &mut TcpStream) -> Self {
+        let head = read_head(stream).unwrap_or_else(|why| panic!("no answer: {why}"));
+        Self::parse(stream, &head).expect("a whole answer")
+    }
+
+    fn parse(stream: &mut TcpStream, head: &str) -> Option<Self> {
         let mut lines = head.split("\r\n");
         let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
         let headers: HashMap<_, _> = lines

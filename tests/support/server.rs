@@ -143,7 +143,7 @@ impl Service {
         let mut stream = connect(self.addr);
         // It may have answered and closed before all is written.
         let _ = stream.write_all(request.as_ref());
-        Response::read(&mut stream).expect("an answer")
+        Response::expect(&mut stream)
     }
 
     /// One of several instances: on this Redis, and connected to it.
