@@ -264,10 +264,11 @@ fn publish_to(bridge: Option<Arc<dyn PubSub>>) -> hub::Publish {
 
 /// Delivers what comes through the broker to the hub; the subscriber waits while too much of it waits.
 fn subscribe(bridge: &dyn PubSub, hub: HubHandle) -> io::Result<()> {
-    bridge.start(Box::new(move |incoming| {
+    bridge.start(Arc::new(move |incoming| {
         let taken = match incoming {
             Incoming::Message(delivery) => hub.deliver(delivery),
             Incoming::BrokenOff => hub.send(Event::BrokenOff),
+            _ => Ok(()),
         };
         if taken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }))

@@ -61,7 +61,7 @@ impl Instance {
         let bridge = RedisPubSub::new(config, Threads::default()).unwrap();
         let (sender, received) = unbounded();
         bridge
-            .start(Box::new(move |incoming| {
+            .start(Arc::new(move |incoming| {
                 let Incoming::Message(delivery) = incoming else {
                     return ControlFlow::Continue(());
                 };

@@ -113,10 +113,11 @@ impl Instance {
         };
         let receiver = hub.clone();
         bridge
-            .start(Box::new(move |incoming| {
+            .start(Arc::new(move |incoming| {
                 let taken = match incoming {
                     Incoming::Message(delivery) => receiver.deliver(delivery),
                     Incoming::BrokenOff => receiver.send(Event::BrokenOff),
+                    _ => Ok(()),
                 };
                 if taken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             }))

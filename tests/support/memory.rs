@@ -91,7 +91,7 @@ impl PubSub for MemoryPubSub {
         result
     }
 
-    fn start(&self, mut handler: Handler) -> io::Result<()> {
+    fn start(&self, handler: Handler) -> io::Result<()> {
         let mut life = self.life();
         if life.is_some() {
             let text = "the bridge was started before";
@@ -152,7 +152,7 @@ mod tests {
         let pubsub = broker.connect(Threads::default());
         let (sender, received) = bounded(QUEUE_MESSAGES);
         pubsub
-            .start(Box::new(move |incoming| {
+            .start(Arc::new(move |incoming| {
                 if let Incoming::Message(delivery) = incoming {
                     let frame = delivery.draft.complete(None).frame;
                     let _ = sender.send(String::from_utf8(frame_payload(&frame).to_vec()).unwrap());
