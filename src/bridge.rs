@@ -180,6 +180,13 @@ pub struct Answer {
     pub messages: Vec<KeptMessage>,
 }
 
+impl Answer {
+    /// Bytes of its messages.
+    pub fn bytes(&self) -> usize {
+        self.messages.iter().map(|message| message.draft.len()).sum()
+    }
+}
+
 /// A message of a log's past.
 #[derive(Debug, Clone)]
 pub struct KeptMessage {

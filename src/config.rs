@@ -62,11 +62,16 @@ pub const FLUSH_BYTES: usize = 256 * KIB;
 /// Bytes of a replay that a connection gets in one turn: as much as a send is worth, and little enough for
 /// others to wait behind.
 pub const REPLAY_BYTES: usize = 64 * KIB;
+/// How long anybody waits for the broker: one that hangs is away then.
+pub const BROKER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the number of a room is remembered in which nobody is, and that of a user who is away. Much
 /// longer than messages are kept: who missed nothing recovers after a night too.
 pub const NUMBERS_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Most rooms without members, and users who are away, whose numbers are remembered.
 pub const MAX_VACANT_LOGS: usize = 100_000;
+/// Most rooms and users of which it is remembered that something was said there without a number; with more, all
+/// logs begin anew.
+pub const MAX_UNNUMBERED_LOGS: usize = 100_000;
 /// How often the hub walks all connections for heartbeat, expiry and deadlines.
 pub const TICK: Duration = Duration::from_secs(1);
 /// How long a message may stay unfinished (fragments or bytes missing) before the peer is cut.

@@ -9,6 +9,8 @@ mod allowance;
 mod backlog;
 mod batch;
 mod connection;
+mod conversation;
+mod copies;
 mod core;
 pub mod event;
 mod groups;
@@ -16,6 +18,7 @@ mod handle;
 pub mod history;
 mod listing;
 mod outbox;
+mod pending;
 mod query;
 pub mod rates;
 mod recovery;
@@ -25,6 +28,7 @@ mod rooms;
 mod schedule;
 pub mod socket;
 mod stats;
+mod unnumbered;
 mod users;
 
 use std::ops::ControlFlow;
@@ -36,6 +40,7 @@ use crossbeam_channel::RecvTimeoutError;
 pub use allowance::HubGone;
 pub use backlog::{Drain, Drained, Step};
 pub use connection::DisconnectReason;
+pub use copies::CopyCounts;
 pub use core::Hub;
 pub use event::{
     Broadcast, ConnectionKey, Delivery, Event, Notify, PublisherName, Refusal, Said, Target,
@@ -47,8 +52,8 @@ pub use query::{
 use socket::Socket;
 pub use stats::{Buckets, Stats};
 
+use crate::bridge::PubSub;
 use crate::config::TICK;
-use crate::protocol::Numbered;
 use crate::runtime::channel::Receiver;
 use crate::runtime::clock::Moment;
 use allowance::Budget;
@@ -84,13 +89,10 @@ pub trait Writers: Send {
     fn waiting(&self) -> usize;
 }
 
-/// Hands a message of this instance to the broker, without waiting.
-pub type Publish = Box<dyn FnMut(&Target, &Numbered) + Send>;
-
 /// Where the hub's effects go besides sockets.
 pub struct Outlets {
-    /// To the broker.
-    pub publish: Publish,
+    /// To the broker, if there is one.
+    pub broker: Option<Arc<dyn PubSub>>,
     /// To the writers.
     pub writers: Box<dyn Writers>,
 }

@@ -11,6 +11,7 @@ use super::socket::Socket;
 use super::stats::Stats;
 use super::users::UserShare;
 use crate::auth::Identity;
+use crate::bridge::Incoming;
 use crate::protocol::close::Close;
 use crate::protocol::{Draft, ErrorCode, Id, MessageId, Position, Room};
 use crate::runtime::channel::Sender;
@@ -77,7 +78,7 @@ pub enum Refusal {
 
 /// Everything that the hub reacts to.
 ///
-/// [`Event::Said`], [`Event::Notify`] and [`Event::Remote`] are what publishers say: they wait in the
+/// [`Event::Said`], [`Event::Notify`] and most of [`Event::Broker`] are what publishers say: they wait in the
 /// schedule. All others are control: the hub reacts to them before it serves anything that waits.
 pub enum Event {
     /// A handshake asks for a place.
@@ -117,10 +118,8 @@ pub enum Event {
     },
     /// Notifications of this instance.
     Notify(Notify),
-    /// A message that came through the broker.
-    Remote(Delivery),
-    /// The broker was away: messages of other instances may be missing.
-    BrokenOff,
+    /// What came from the broker.
+    Broker(Incoming),
     /// How many are here.
     Counts(Sender<Counts>),
     /// Who is here, one by one.

@@ -1,0 +1,654 @@
+//! The hub's side of the broker's ordered log: what it publishes sets out there and is delivered when it comes
+//! back with its number, and its own logs are copies of the broker's ends (docs/ARCHITECTURE.md, "History").
+//!
+//! The hub never waits. Where a copy is not known to be the end, it is read: what the stream brings before the
+//! reading's mark is in the answer, what it brings behind that is held until the answer is there. While the broker
+//! is away, messages are delivered here at once, without a number, and their logs begin anew afterwards.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::core::{Hub, Origin, Work, members};
+use super::event::{ConnectionKey, Delivery, Target};
+use super::history::{LogKey, Place};
+use super::pending::{Pending, PendingMessages, Waits};
+use super::unnumbered::Unnumbered;
+use crate::bridge::{
+    Answer, Incoming, KeptMessage, Logged, OrderedLog, Outgoing, Reading, Unanswered,
+};
+use crate::config::BROKER_TIMEOUT;
+use crate::protocol::{Draft, Number, Position};
+use crate::runtime::clock::Moment;
+
+/// Copies that are read, and logs that are renewed, in one iteration of the loop.
+const ASKED_AT_ONCE: usize = 1000;
+/// After this a message that neither came back nor was given up is given up here.
+const PENDING_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(5);
+/// For so long a copy waits for messages that it lacks; then its members are told.
+const BEHIND_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(3);
+
+/// What the hub knows of the broker's log besides the copies, which are [`History`](super::history::History)'s.
+#[derive(Default)]
+pub(super) struct Copies {
+    /// Whether messages flow both ways.
+    is_up: bool,
+    /// What is being read; one reading of a log at a time.
+    readings: HashMap<Target, Read>,
+    /// Number of the last reading.
+    last_reading: u64,
+    /// Connections that wait for a log to be read.
+    waiting: HashMap<Target, Vec<ConnectionKey>>,
+    /// Messages of this instance that are not back yet.
+    pub(super) pending: PendingMessages,
+    pub(super) unnumbered: Unnumbered,
+    pub(super) counts: CopyCounts,
+}
+
+/// What was counted since the start, and what is on its way now.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CopyCounts {
+    /// Messages of this instance that the broker has not given back yet.
+    pub pending: u64,
+    /// Messages delivered without a number, since the broker was away or refused them.
+    pub unnumbered: u64,
+    /// Logs that were read from the broker.
+    pub readings: u64,
+    /// Logs that had to begin anew.
+    pub renewals: u64,
+}
+
+/// A reading on its way.
+struct Read {
+    number: u64,
+    from_start: bool,
+    /// Whether nothing was known of the log before.
+    is_first_look: bool,
+    /// Whether the stream has come to its place.
+    is_marked: bool,
+    answer: Option<Answer>,
+    /// What the stream brought behind its place.
+    held: Vec<LogEvent>,
+    /// Of a reading from the start: the epoch, and what earlier pages had.
+    epoch: Option<Arc<str>>,
+    collected: VecDeque<KeptFrame>,
+    collected_bytes: usize,
+}
+
+/// A message of the past, ready to be sent.
+#[derive(Clone)]
+struct KeptFrame {
+    seq: u64,
+    ticket: Option<u64>,
+    frame: Bytes,
+    at: Moment,
+}
+
+/// What happens to one log; all of it in the order in which it came.
+pub(super) enum LogEvent {
+    /// The broker has numbered a message.
+    Logged(Logged),
+    /// It has begun anew.
+    Renewed(Arc<str>, Option<u64>),
+    /// A reading's place in the stream.
+    Marked(u64),
+    /// A reading's answer.
+    Answer(u64, Result<Answer, Unanswered>),
+    /// A message will not come back; whether the broker has refused it.
+    GivenUp(u64, bool),
+}
+
+/// Where a message of this instance is.
+pub(super) enum Published {
+    /// It has reached so many connections.
+    Delivered(usize),
+    /// With the broker, under this ticket.
+    OnItsWay(u64),
+}
+
+impl Hub {
+    /// The broker's ordered log, if it gives the numbers.
+    fn ordered_log(&self) -> Option<&dyn OrderedLog> {
+        if !self.history.is_copy() {
+            return None;
+        }
+        self.outlets.broker.as_ref()?.ordered_log()
+    }
+
+    /// Reacts to what came from the broker.
+    pub(super) fn hear_broker(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Message(delivery) => self.publish(Work::Remote(delivery)),
+            Incoming::BrokenOff => self.break_off(),
+            Incoming::Logged(logged) => {
+                self.publish(Work::Log(logged.target.clone(), LogEvent::Logged(logged)));
+            }
+            Incoming::Renewed { target, epoch, renewal } => {
+                self.publish(Work::Log(target, LogEvent::Renewed(epoch, renewal)));
+            }
+            Incoming::Marked { target, reading } => {
+                self.publish(Work::Log(target, LogEvent::Marked(reading)));
+            }
+            Incoming::Answer { target, reading, answer } => {
+                self.publish(Work::Log(target, LogEvent::Answer(reading, answer)));
+            }
+            Incoming::AllRenewed(renewal) => self.copies.unnumbered.all_renewed(renewal),
+            Incoming::Refused(ticket) => self.give_up(ticket, true),
+            Incoming::Away(last) => self.go_away(last),
+            Incoming::Back => self.copies.is_up = true,
+        }
+    }
+
+    /// Publishes a message of this instance: where the broker numbers it, it is delivered when it is back.
+    pub(super) fn publish_here(&mut self, delivery: Delivery, waits: Waits) -> Published {
+        let Delivery { target, mut draft } = delivery;
+        let is_numbered = matches!(target, Target::Room(_) | Target::User(_));
+        if is_numbered && let Some(log) = self.ordered_log() {
+            let members = draft.into_members();
+            let outgoing = Outgoing { target: target.clone(), members: members.clone() };
+            if let Ok(ticket) = log.append(outgoing) {
+                let pending = Pending { target, members, waits, since: Moment::now() };
+                self.copies.pending.insert(ticket, pending);
+                return Published::OnItsWay(ticket);
+            }
+            self.say_unnumbered(&target, None);
+            draft = Draft::object(&[&members]);
+            // The broker has just taken nothing.
+            return Published::Delivered(self.deliver(Delivery { target, draft }, Origin::Broker));
+        }
+        Published::Delivered(self.deliver(Delivery { target, draft }, Origin::Here))
+    }
+
+    fn say_unnumbered(&mut self, target: &Target, ticket: Option<u64>) {
+        self.copies.unnumbered.note(target, ticket);
+        self.copies.counts.unnumbered += 1;
+    }
+
+    /// A message will not come back: it is delivered here, when all is that came before it.
+    fn give_up(&mut self, ticket: u64, is_refused: bool) {
+        if let Some(target) = self.copies.pending.target(ticket) {
+            let target = target.clone();
+            self.publish(Work::Log(target, LogEvent::GivenUp(ticket, is_refused)));
+        }
+    }
+
+    /// Reacts to what happens to a log; returns the deliveries.
+    pub(super) fn follow_log(&mut self, target: Target, event: LogEvent) -> usize {
+        match event {
+            LogEvent::GivenUp(ticket, is_refused) => self.deliver_unnumbered(ticket, is_refused),
+            LogEvent::Marked(reading) => {
+                let read = self.copies.readings.get_mut(&target);
+                match read.filter(|read| read.number == reading) {
+                    Some(read) => {
+                        read.is_marked = true;
+                        self.settle_if_answered(&target)
+                    }
+                    None => 0,
+                }
+            }
+            LogEvent::Answer(reading, answer) => {
+                if let Ok(answer) = &answer {
+                    self.answers.give_back(answer.bytes());
+                }
+                let read = self.copies.readings.get_mut(&target);
+                match (read.filter(|read| read.number == reading), answer) {
+                    (Some(read), Ok(answer)) => {
+                        read.answer = Some(answer);
+                        self.settle_if_answered(&target)
+                    }
+                    (Some(_), Err(Unanswered)) => self.fail_reading(&target),
+                    (None, _) => 0,
+                }
+            }
+            event @ (LogEvent::Logged(_) | LogEvent::Renewed(..)) => {
+                // Behind a reading's place it is not in the answer, and comes after it.
+                let read = self.copies.readings.get_mut(&target);
+                match read.filter(|read| read.is_marked) {
+                    Some(read) => {
+                        read.held.push(event);
+                        0
+                    }
+                    None => self.follow_stream(&target, event),
+                }
+            }
+        }
+    }
+
+    /// The next thing that the stream says of a log.
+    fn follow_stream(&mut self, target: &Target, event: LogEvent) -> usize {
+        match event {
+            LogEvent::Logged(logged) => {
+                self.broker.give_back(logged.draft.len());
+                if !self.history.is_copy() {
+                    let Logged { target, draft, .. } = logged;
+                    return self.deliver(Delivery { target, draft }, Origin::Broker);
+                }
+                self.take_logged(logged)
+            }
+            LogEvent::Renewed(epoch, renewal) => {
+                if self.copies.readings.contains_key(target) {
+                    // It is in the answer.
+                } else if let Some(log) = self.history.find(target) {
+                    let position = Position { epoch, seq: 0 };
+                    if self.history.place(log, &position) == Place::OtherEpoch {
+                        self.go_to(log, target, &position);
+                    }
+                }
+                if let Some(renewal) = renewal {
+                    self.copies.unnumbered.renewed(target, renewal);
+                }
+                0
+            }
+            _ => 0,
+        }
+    }
+
+    /// A message that the stream brings, where nothing holds it.
+    fn take_logged(&mut self, logged: Logged) -> usize {
+        let Logged { target, position, ticket, draft } = logged;
+        let now = Moment::now();
+        let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
+        let Some(log) = self.history.open(&target, has_listeners, now) else { return 0 };
+        let place = self.history.place(log, &position);
+        let before = Position { seq: position.seq.saturating_sub(1), ..position };
+        match place {
+            Place::Before => {
+                self.is_back(ticket, 0);
+                return 0;
+            }
+            Place::Next => {
+                if self.history.position(log).is_none() {
+                    self.history.adopt(log, &before);
+                }
+            }
+            Place::Ahead | Place::OtherEpoch if self.copies.readings.contains_key(&target) => {
+                return 0;
+            }
+            Place::Ahead if now.since(self.history.is_behind_since(log, now)) < BEHIND_TIMEOUT => {
+                self.read(log, &target, false);
+                return 0;
+            }
+            Place::Ahead | Place::OtherEpoch => _ = self.go_to(log, &target, &before),
+        }
+        self.history.freshen(log);
+        let frame = draft.complete(Some(number(&target, position.seq))).frame;
+        self.append(log, &target, KeptFrame { seq: position.seq, ticket, frame, at: now })
+    }
+
+    /// Keeps the next message of a log, and delivers it.
+    fn append(&mut self, log: LogKey, target: &Target, message: KeptFrame) -> usize {
+        let KeptFrame { ticket, frame, at, .. } = message;
+        self.history.catch_up(log);
+        let was_delivered =
+            ticket.is_some_and(|ticket| self.copies.unnumbered.was_delivered(target, ticket));
+        self.history.keep(log, frame.clone(), at);
+        let reached = if was_delivered {
+            // Nobody gets it twice, and whoever counts is told why a number is missing.
+            self.tell_reset(log, target);
+            0
+        } else {
+            self.fan_out(target, frame, Some(log))
+        };
+        self.is_back(ticket, reached);
+        reached
+    }
+
+    /// A message of this instance is back: who waits for it is answered.
+    fn is_back(&mut self, ticket: Option<u64>, reached: usize) {
+        if let Some(ticket) = ticket
+            && let Some(pending) = self.copies.pending.take(ticket)
+        {
+            self.answer_to(pending.waits, ticket, reached);
+        }
+    }
+
+    fn answer_to(&mut self, waits: Waits, ticket: u64, reached: usize) {
+        match waits {
+            Waits::Connection(key) => self.broadcast_is_back(key, ticket),
+            Waits::Notify(key, place) => {
+                if let Some(bytes) = self.notifies.deliver(key, place, reached) {
+                    self.notifications.give_back(bytes);
+                }
+            }
+        }
+    }
+
+    /// Delivers a message here that does not come back.
+    fn deliver_unnumbered(&mut self, ticket: u64, is_refused: bool) -> usize {
+        let Some(pending) = self.copies.pending.take(ticket) else { return 0 };
+        let Pending { target, members, waits, .. } = pending;
+        self.say_unnumbered(&target, (!is_refused).then_some(ticket));
+        let draft = Draft::object(&[&members]);
+        // What is in no log may go to the others without a number; what may be in one would come there twice.
+        let origin = if is_refused { Origin::Here } else { Origin::Broker };
+        let reached = self.deliver(Delivery { target, draft }, origin);
+        self.answer_to(waits, ticket, reached);
+        reached
+    }
+
+    /// Goes to another position. Where something may be missing, who listens is told; whether that is so.
+    fn go_to(&mut self, log: LogKey, target: &Target, position: &Position) -> bool {
+        self.copies.unnumbered.begins_anew(target);
+        let is_reset = self.history.adopt(log, position);
+        if is_reset {
+            self.tell_reset(log, target);
+        }
+        is_reset
+    }
+
+    /// Tells all who listen to a log that something may be missing.
+    fn tell_reset(&mut self, log: LogKey, target: &Target) {
+        let keys = members(&self.rooms, &self.audiences, target).to_vec();
+        self.reset(&keys, log);
+    }
+
+    /// Whether a connection that asks for a log has to wait until it is read.
+    pub(super) fn has_to_wait(
+        &mut self,
+        key: ConnectionKey,
+        target: Target,
+        since: Option<&Position>,
+    ) -> bool {
+        if !self.history.is_copy() || !self.copies.is_up {
+            return false;
+        }
+        let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
+        let now = Moment::now();
+        let Some(log) = self.history.open(&target, has_listeners, now) else { return false };
+        let is_read = self.copies.readings.contains_key(&target);
+        if !is_read && self.history.answers(log, since) {
+            return false;
+        }
+        let connection = self.connections.slots.get_mut(key);
+        if connection.is_none_or(|connection| connection.conversation.is_patience_over(now)) {
+            return false;
+        }
+        if !is_read {
+            self.read(log, &target, since.is_some());
+        }
+        self.copies.waiting.entry(target).or_default().push(key);
+        true
+    }
+
+    /// Reads what a copy lacks, or all that there is; unless it is being read.
+    fn read(&mut self, log: LogKey, target: &Target, from_start: bool) {
+        if self.copies.readings.contains_key(target) {
+            return;
+        }
+        self.copies.readings.insert(target.clone(), Read::new(from_start));
+        let since = if from_start { None } else { self.history.position(log) };
+        self.ask(target, since);
+        self.history.freshen(log);
+    }
+
+    /// Asks for a page of what is being read.
+    fn ask(&mut self, target: &Target, since: Option<Position>) {
+        let Some(read) = self.copies.readings.get_mut(target) else { return };
+        self.copies.last_reading += 1;
+        self.copies.counts.readings += 1;
+        (read.number, read.is_marked) = (self.copies.last_reading, false);
+        let (number, from_start) = (read.number, read.from_start);
+        let reading = Reading { number, target: target.clone(), since, from_start };
+        if let Some(log) = self.ordered_log() {
+            log.read(reading);
+        }
+    }
+
+    fn settle_if_answered(&mut self, target: &Target) -> usize {
+        let read = self.copies.readings.get_mut(target);
+        match read.filter(|read| read.is_marked).and_then(|read| read.answer.take()) {
+            Some(answer) => self.settle(target, answer),
+            None => 0,
+        }
+    }
+
+    /// The stream stands where the log was read: takes over what the copy lacks.
+    fn settle(&mut self, target: &Target, answer: Answer) -> usize {
+        let now = Moment::now();
+        let Answer { position: end, messages } = answer;
+        let has_listeners = !members(&self.rooms, &self.audiences, target).is_empty();
+        let Some(log) = self.history.open(target, has_listeners, now) else { return 0 };
+        let page = page(target, messages, now);
+        let next = page.last().filter(|last| last.seq < end.seq);
+        let next = next.map(|last| Position { epoch: Arc::clone(&end.epoch), seq: last.seq });
+        let is_same = self.history.position(log).is_some_and(|own| own.epoch == end.epoch);
+        let mut reached = 0;
+        for message in page.iter().filter(|_| is_same) {
+            if self.history.is_next(log, message.seq) {
+                reached += self.append(log, target, message.clone());
+            }
+        }
+        let is_behind = self.history.position(log).is_none_or(|own| own != end);
+        let goes_on = is_same && next.is_some();
+        let is_new = self.history.position(log).is_none();
+        let is_told = is_behind && !goes_on && self.go_to(log, target, &end);
+        let read = self.copies.readings.get_mut(target);
+        let is_first = read.is_some_and(|read| {
+            read.is_first_look |= is_new && !is_told;
+            read.is_first_look
+        });
+        // Those of this instance that were not delivered above. Where somebody knew of a position, that was told,
+        // and they have no place.
+        for message in &page {
+            let ticket = message.ticket.filter(|ticket| self.copies.pending.contains(*ticket));
+            if ticket.is_some() {
+                let frame = message.frame.clone();
+                let count = if is_first { self.fan_out(target, frame, None) } else { 0 };
+                self.is_back(ticket, count);
+                reached += count;
+            }
+        }
+        reached + self.turn_page(log, target, (page, end.epoch), next)
+    }
+
+    /// Asks for the next page, or ends a reading.
+    fn turn_page(
+        &mut self,
+        log: LogKey,
+        target: &Target,
+        (page, epoch): (Vec<KeptFrame>, Arc<str>),
+        next: Option<Position>,
+    ) -> usize {
+        let most_bytes = self.config.history_bytes;
+        let Some(read) = self.copies.readings.get_mut(target) else { return 0 };
+        if read.from_start {
+            read.collect(page, epoch, most_bytes);
+        }
+        if next.is_some() {
+            // All of this is in the next answer.
+            let held = std::mem::take(&mut read.held);
+            self.drop_held(target, held);
+            self.ask(target, next);
+            return 0;
+        }
+        let Some(read) = self.copies.readings.remove(target) else { return 0 };
+        self.history.freshen(log);
+        if read.from_start {
+            let messages = read.collected.into_iter().map(|kept| (kept.frame, kept.at)).collect();
+            self.history.fill(log, messages, Moment::now());
+        }
+        let reached = self.follow_held(target, read.held);
+        self.wake(target);
+        reached
+    }
+
+    /// The broker did not answer: the log stays stale.
+    fn fail_reading(&mut self, target: &Target) -> usize {
+        let Some(read) = self.copies.readings.remove(target) else { return 0 };
+        let reached = self.follow_held(target, read.held);
+        if let Some(log) = self.history.find(target) {
+            self.history.doubt(log);
+        }
+        if !self.copies.is_up {
+            self.wake(target);
+        }
+        reached
+    }
+
+    fn follow_held(&mut self, target: &Target, held: Vec<LogEvent>) -> usize {
+        held.into_iter().map(|event| self.follow_log(target.clone(), event)).sum()
+    }
+
+    fn drop_held(&mut self, target: &Target, held: Vec<LogEvent>) {
+        for event in held {
+            match event {
+                LogEvent::Logged(logged) => self.broker.give_back(logged.draft.len()),
+                LogEvent::Renewed(_, Some(renewal)) => {
+                    self.copies.unnumbered.renewed(target, renewal);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Who waits for this log goes on.
+    fn wake(&mut self, target: &Target) {
+        for key in self.copies.waiting.remove(target).unwrap_or_default() {
+            self.go_on(key);
+        }
+    }
+
+    fn wake_all(&mut self) {
+        let waiting = std::mem::take(&mut self.copies.waiting);
+        for key in waiting.into_values().flatten() {
+            self.go_on(key);
+        }
+    }
+
+    /// The stream goes on behind a break: what it brought before is all that comes of it, and every copy is stale.
+    fn break_off(&mut self) {
+        self.history.break_off();
+        let readings = std::mem::take(&mut self.copies.readings);
+        for (target, read) in readings {
+            self.drop_held(&target, read.held);
+        }
+        // What is on its way may have been in the part that did not come.
+        let targets: HashSet<_> = self.copies.pending.targets().cloned().collect();
+        for target in targets {
+            let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
+            if let Some(log) = self.history.open(&target, has_listeners, Moment::now()) {
+                let is_known = self.history.position(log).is_some();
+                self.read(log, &target, !is_known);
+            }
+        }
+    }
+
+    /// The broker is away: nobody waits for it any more.
+    fn go_away(&mut self, last: u64) {
+        self.copies.is_up = false;
+        for ticket in self.copies.pending.up_to(last) {
+            self.give_up(ticket, false);
+        }
+        let read: Vec<_> = self.copies.readings.keys().cloned().collect();
+        for target in read {
+            self.fail_reading(&target);
+        }
+        self.wake_all();
+    }
+
+    /// Whether [`Self::catch_up`] has something to ask for.
+    pub(super) fn is_to_ask(&self) -> bool {
+        self.copies.is_up
+            && (self.history.next_stale().is_some() || self.copies.unnumbered.has_unasked())
+    }
+
+    /// Has stale copies read, and logs renewed in which something was said without a number.
+    pub(super) fn catch_up(&mut self) {
+        if !self.copies.is_up {
+            return;
+        }
+        for _ in 0..ASKED_AT_ONCE {
+            let Some(log) = self.history.next_stale() else { break };
+            let Some(target) = self.history.target(log).cloned() else { break };
+            let is_wanted = self.copies.waiting.contains_key(&target)
+                || self.copies.readings.contains_key(&target);
+            if is_wanted || !self.history.forget_vacant(log) {
+                self.history.freshen(log);
+                self.read(log, &target, false);
+            }
+        }
+        for _ in 0..ASKED_AT_ONCE {
+            let Some((target, renewal)) = self.copies.unnumbered.next(Moment::now()) else { break };
+            self.copies.counts.renewals += 1;
+            if let Some(log) = self.ordered_log() {
+                log.renew(target, renewal);
+            }
+        }
+    }
+
+    /// For the hub's tick: gives up what has waited for too long.
+    pub(super) fn tick_copies(&mut self, now: Moment) {
+        if !self.history.is_copy() {
+            return;
+        }
+        for ticket in self.copies.pending.before(now.before(PENDING_TIMEOUT)) {
+            self.give_up(ticket, false);
+        }
+        self.wake_all();
+        if self.copies.is_up {
+            self.copies.unnumbered.ask_again(now);
+        }
+    }
+
+    /// What was counted.
+    pub(super) fn copy_counts(&self) -> CopyCounts {
+        CopyCounts { pending: self.copies.pending.len() as u64, ..self.copies.counts }
+    }
+}
+
+impl Read {
+    fn new(from_start: bool) -> Self {
+        Self {
+            number: 0,
+            from_start,
+            is_first_look: false,
+            is_marked: false,
+            answer: None,
+            held: Vec::new(),
+            epoch: None,
+            collected: VecDeque::new(),
+            collected_bytes: 0,
+        }
+    }
+
+    /// Adds a page, of which it keeps the end.
+    fn collect(&mut self, page: Vec<KeptFrame>, epoch: Arc<str>, most_bytes: usize) {
+        let last = self.collected.back().map(|last| last.seq);
+        let follows = page.first().zip(last).is_none_or(|(first, last)| first.seq == last + 1);
+        // Else it has begun anew meanwhile, or messages between are gone.
+        if !follows || self.epoch.as_ref() != Some(&epoch) {
+            self.collected.clear();
+            self.collected_bytes = 0;
+        }
+        self.epoch = Some(epoch);
+        for message in page {
+            self.collected_bytes += message.frame.len();
+            self.collected.push_back(message);
+            while self.collected_bytes > most_bytes
+                && let Some(oldest) = self.collected.pop_front()
+            {
+                self.collected_bytes -= oldest.frame.len();
+            }
+        }
+    }
+}
+
+fn page(target: &Target, messages: Vec<KeptMessage>, now: Moment) -> Vec<KeptFrame> {
+    let frame = |message: KeptMessage| KeptFrame {
+        seq: message.seq,
+        ticket: message.ticket,
+        frame: message.draft.complete(Some(number(target, message.seq))).frame,
+        at: now.before(message.age),
+    };
+    messages.into_iter().map(frame).collect()
+}
+
+/// How the number of a message of this log is written.
+fn number(target: &Target, seq: u64) -> Number {
+    if matches!(target, Target::User(_)) { Number::User(seq) } else { Number::Room(seq) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! Messages on their way to the broker, which numbers them, and who waits until they are back.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use slotmap::{SlotMap, new_key_type};
+
+use super::event::{ConnectionKey, Target};
+use crate::runtime::channel::Sender;
+use crate::runtime::clock::Moment;
+
+new_key_type! {
+    /// A call that notifies.
+    pub(super) struct NotifyKey;
+}
+
+/// A message that the broker has, or is to have.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) target: Target,
+    /// As in [`Outgoing`](crate::bridge::Outgoing): to deliver it without the broker, if need be.
+    pub(super) members: Bytes,
+    pub(super) waits: Waits,
+    pub(super) since: Moment,
+}
+
+/// Who waits for a message.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Waits {
+    /// The connection that broadcast it.
+    Connection(ConnectionKey),
+    /// A call that notifies; the message's place in it.
+    Notify(NotifyKey, usize),
+}
+
+/// All of them, by ticket, and so in the order in which they were handed over.
+#[derive(Default)]
+pub(super) struct PendingMessages {
+    messages: BTreeMap<u64, Pending>,
+}
+
+impl PendingMessages {
+    pub(super) fn insert(&mut self, ticket: u64, pending: Pending) {
+        self.messages.insert(ticket, pending);
+    }
+
+    pub(super) fn take(&mut self, ticket: u64) -> Option<Pending> {
+        self.messages.remove(&ticket)
+    }
+
+    pub(super) fn contains(&self, ticket: u64) -> bool {
+        self.messages.contains_key(&ticket)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Whom this message is for.
+    pub(super) fn target(&self, ticket: u64) -> Option<&Target> {
+        self.messages.get(&ticket).map(|pending| &pending.target)
+    }
+
+    /// Whom they are for.
+    pub(super) fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.messages.values().map(|pending| &pending.target)
+    }
+
+    /// Tickets up to this one.
+    pub(super) fn up_to(&self, last: u64) -> Vec<u64> {
+        self.messages.range(..=last).map(|(ticket, _)| *ticket).collect()
+    }
+
+    /// Tickets of those that were handed over before this moment.
+    pub(super) fn before(&self, moment: Moment) -> Vec<u64> {
+        let is_before = |(_, pending): &(&u64, &Pending)| pending.since < moment;
+        self.messages.iter().take_while(is_before).map(|(ticket, _)| *ticket).collect()
+    }
+}
+
+/// A call that notifies, until all its messages are delivered.
+struct Notify {
+    /// Connections that each reached.
+    counts: Vec<usize>,
+    /// Messages that are not back yet, and one more while some were not handed over yet.
+    left: usize,
+    reply: Sender<Vec<usize>>,
+    taken: usize,
+}
+
+/// The calls whose answers wait.
+#[derive(Default)]
+pub(super) struct Notifies {
+    slots: SlotMap<NotifyKey, Notify>,
+}
+
+impl Notifies {
+    /// A call of which nothing is delivered.
+    pub(super) fn begin(&mut self, reply: Sender<Vec<usize>>, taken: usize) -> NotifyKey {
+        self.slots.insert(Notify { counts: Vec::new(), left: 1, reply, taken })
+    }
+
+    /// Place of the next message of this call.
+    pub(super) fn next_place(&self, key: NotifyKey) -> usize {
+        self.slots.get(key).map_or(0, |notify| notify.counts.len())
+    }
+
+    /// A further message of this call was delivered, or (`None`) is on its way.
+    pub(super) fn push(&mut self, key: NotifyKey, reached: Option<usize>) {
+        if let Some(notify) = self.slots.get_mut(key) {
+            notify.left += usize::from(reached.is_none());
+            notify.counts.push(reached.unwrap_or(0));
+        }
+    }
+
+    /// A message that was on its way is delivered.
+    pub(super) fn deliver(
+        &mut self,
+        key: NotifyKey,
+        place: usize,
+        reached: usize,
+    ) -> Option<usize> {
+        let notify = self.slots.get_mut(key)?;
+        if let Some(count) = notify.counts.get_mut(place) {
+            *count = reached;
+        }
+        self.end_one(key)
+    }
+
+    /// One thing less to wait for. With the last, the call is answered; returns the bytes that it took.
+    pub(super) fn end_one(&mut self, key: NotifyKey) -> Option<usize> {
+        let notify = self.slots.get_mut(key)?;
+        notify.left = notify.left.saturating_sub(1);
+        if notify.left > 0 {
+            return None;
+        }
+        let Notify { counts, reply, taken, .. } = self.slots.remove(key)?;
+        // Who asked may have gone.
+        let _ = reply.send(counts);
+        Some(taken)
+    }
+}

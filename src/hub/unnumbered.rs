@@ -1,0 +1,184 @@
+//! Logs in which something was said without a number, as the broker was away or refused it: each is to begin a new
+//! epoch, so that nobody is told that nothing is missing.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::event::Target;
+use crate::config::MAX_UNNUMBERED_LOGS;
+use crate::runtime::clock::Moment;
+
+/// After this a renewal that came to nothing is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// All such logs.
+#[derive(Debug, Default)]
+pub(super) struct Unnumbered {
+    logs: HashMap<Target, Gap>,
+    /// Those whose renewal was not asked for. May name some twice, or some that are renewed.
+    unasked: Vec<Target>,
+    /// There were too many: the renewal of all logs there are.
+    all: Option<Renewal>,
+    /// Number of the last renewal.
+    last: u64,
+}
+
+/// A log in which something was said without a number.
+#[derive(Debug, Default)]
+struct Gap {
+    /// By which messages could still turn up in the log, although they were delivered here.
+    tickets: Vec<u64>,
+    renewal: Renewal,
+}
+
+/// Number of a renewal, and when it was asked for.
+type Renewal = Option<(u64, Moment)>;
+
+impl Unnumbered {
+    /// Something was said in this log without a number; under this ticket it may turn up in the log.
+    pub(super) fn note(&mut self, target: &Target, ticket: Option<u64>) {
+        if self.all.is_some() {
+            // What was renewed already is to be renewed again.
+            self.all = Some(None);
+            return;
+        }
+        if self.logs.len() >= MAX_UNNUMBERED_LOGS && !self.logs.contains_key(target) {
+            *self = Self { all: Some(None), last: self.last, ..Self::default() };
+            return;
+        }
+        let is_new = !self.logs.contains_key(target);
+        let gap = self.logs.entry(target.clone()).or_default();
+        gap.tickets.extend(ticket);
+        // A renewal that is on its way may come before this.
+        if gap.renewal.take().is_some() || is_new {
+            self.unasked.push(target.clone());
+        }
+    }
+
+    /// Whether something was said in this log without a number.
+    pub(super) fn contains(&self, target: &Target) -> bool {
+        self.all.is_some() || (!self.logs.is_empty() && self.logs.contains_key(target))
+    }
+
+    /// Whether this message has been delivered here, without a number.
+    pub(super) fn was_delivered(&self, target: &Target, ticket: u64) -> bool {
+        !self.logs.is_empty()
+            && self.logs.get(target).is_some_and(|gap| gap.tickets.contains(&ticket))
+    }
+
+    /// The log has begun anew: what turns up now is new to everybody.
+    pub(super) fn begins_anew(&mut self, target: &Target) {
+        if let Some(gap) = self.logs.get_mut(target) {
+            gap.tickets.clear();
+        }
+    }
+
+    /// This renewal is done.
+    pub(super) fn renewed(&mut self, target: &Target, renewal: u64) {
+        let gap = self.logs.get(target);
+        if gap.is_some_and(|gap| gap.renewal.is_some_and(|(number, _)| number == renewal)) {
+            self.logs.remove(target);
+            if self.logs.is_empty() {
+                self.logs.shrink_to_fit();
+            }
+        }
+    }
+
+    /// The renewal of all logs is done.
+    pub(super) fn all_renewed(&mut self, renewal: u64) {
+        if self.all.flatten().is_some_and(|(number, _)| number == renewal) {
+            self.all = None;
+        }
+    }
+
+    /// Whether [`Self::next`] has something to ask for.
+    pub(super) fn has_unasked(&self) -> bool {
+        !self.unasked.is_empty() || self.all == Some(None)
+    }
+
+    /// What to ask for next: the log, or `None` for all, and the number of the renewal.
+    pub(super) fn next(&mut self, now: Moment) -> Option<(Option<Target>, u64)> {
+        if self.all == Some(None) {
+            self.last += 1;
+            self.all = Some(Some((self.last, now)));
+            return Some((None, self.last));
+        }
+        while let Some(target) = self.unasked.pop() {
+            if let Some(gap) = self.logs.get_mut(&target).filter(|gap| gap.renewal.is_none()) {
+                self.last += 1;
+                gap.renewal = Some((self.last, now));
+                return Some((Some(target), self.last));
+            }
+        }
+        None
+    }
+
+    /// Has renewals asked for again that came to nothing.
+    pub(super) fn ask_again(&mut self, now: Moment) {
+        let is_late =
+            |renewal: &Renewal| renewal.is_some_and(|(_, asked)| now.since(asked) >= ASK_AGAIN);
+        if self.all.as_ref().is_some_and(is_late) {
+            self.all = Some(None);
+        }
+        for (target, gap) in self.logs.iter_mut().filter(|(_, gap)| is_late(&gap.renewal)) {
+            gap.renewal = None;
+            self.unasked.push(target.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::protocol::Id;
+
+    fn user(n: usize) -> Target {
+        Target::User(Id::parse(&n.to_string()).unwrap())
+    }
+
+    #[test]
+    fn a_log_is_renewed_once_and_again_when_something_was_said_meanwhile() {
+        let mut unnumbered = Unnumbered::default();
+        unnumbered.note(&user(1), Some(7));
+        unnumbered.note(&user(1), None);
+        let (target, first) = unnumbered.next(Moment::from_millis(0)).unwrap();
+        assert_eq!(target, Some(user(1)));
+        assert!(!unnumbered.has_unasked() && unnumbered.was_delivered(&user(1), 7));
+        unnumbered.note(&user(1), None);
+        unnumbered.renewed(&user(1), first);
+        assert!(unnumbered.contains(&user(1)));
+        let (_, second) = unnumbered.next(Moment::from_millis(0)).unwrap();
+        unnumbered.begins_anew(&user(1));
+        assert!(!unnumbered.was_delivered(&user(1), 7));
+        unnumbered.renewed(&user(1), second);
+        assert!(
+            !unnumbered.contains(&user(1)) && unnumbered.next(Moment::from_millis(0)).is_none()
+        );
+    }
+
+    #[test]
+    fn what_came_to_nothing_is_asked_for_again() {
+        let mut unnumbered = Unnumbered::default();
+        unnumbered.note(&user(1), None);
+        assert!(unnumbered.next(Moment::from_millis(0)).is_some());
+        unnumbered.ask_again(Moment::from_millis(1999));
+        assert!(unnumbered.next(Moment::from_millis(1999)).is_none());
+        unnumbered.ask_again(Moment::from_millis(2000));
+        assert!(unnumbered.next(Moment::from_millis(2000)).is_some());
+    }
+
+    #[test]
+    fn beyond_the_bound_all_logs_are_renewed() {
+        let mut unnumbered = Unnumbered::default();
+        (0..=MAX_UNNUMBERED_LOGS).for_each(|n| unnumbered.note(&user(n), None));
+        assert!(unnumbered.logs.is_empty() && unnumbered.contains(&user(7_000_000)));
+        let (target, first) = unnumbered.next(Moment::from_millis(0)).unwrap();
+        assert!(target.is_none() && !unnumbered.has_unasked());
+        unnumbered.note(&user(5), None);
+        unnumbered.all_renewed(first);
+        let (_, second) = unnumbered.next(Moment::from_millis(0)).unwrap();
+        unnumbered.all_renewed(second);
+        assert!(!unnumbered.contains(&user(1)));
+    }
+}
