@@ -13,7 +13,7 @@ use log::{info, warn};
 use uuid::Uuid;
 
 use crate::auth::{Authorizer, Verifier, VerifierError};
-use crate::bridge::{BridgeState, PubSub, RedisPubSub};
+use crate::bridge::{BridgeState, LogLimits, PubSub, RedisPubSub};
 use crate::config::{AllowedOrigins, Config, Environment, RoomPolicy};
 use crate::gate::{Gate, OnUpgrade};
 use crate::hub::{self, Event, Hub, HubGone, HubHandle, Outlets};
@@ -201,7 +201,9 @@ fn authorizer(config: &Config, threads: &Threads) -> Result<Authorizer, StartErr
 }
 
 fn bridge(config: &Config, threads: &Threads) -> Result<Option<Arc<dyn PubSub>>, StartError> {
-    let bridge = config.redis.as_ref().map(|redis| RedisPubSub::new(redis, threads.clone()));
+    let limits = LogLimits { messages: config.history_messages, ttl: config.history_ttl };
+    let connect = |redis| RedisPubSub::new(redis, limits, threads.clone());
+    let bridge = config.redis.as_ref().map(connect);
     let bridge = bridge.transpose().map_err(StartError::Redis)?;
     Ok(bridge.map(|bridge| Arc::new(bridge) as Arc<dyn PubSub>))
 }

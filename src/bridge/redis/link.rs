@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::SessionError;
 
@@ -18,6 +19,8 @@ struct Sides {
     publisher: bool,
     /// A probe has come back, from the current publisher through the current subscription.
     proved: bool,
+    /// Since when there is no subscription that was proved; `None` while there is one, or never was.
+    lost: Option<Instant>,
     /// What was logged last; `None` at first.
     told: Option<Told>,
 }
@@ -49,11 +52,19 @@ impl Link {
         self.tell_if_up(&mut sides);
     }
 
-    /// A probe has come back.
-    pub(super) fn probe_returned(&self) {
+    /// A probe has come back. Whether messages flow both ways only from now on.
+    pub(super) fn probe_returned(&self) -> bool {
         let mut sides = self.sides();
         sides.proved = true;
+        sides.lost = None;
+        let was_connected = self.is_connected();
         self.tell_if_up(&mut sides);
+        self.is_connected() && !was_connected
+    }
+
+    /// Since when the subscription is lost.
+    pub(super) fn subscription_lost(&self) -> Option<Instant> {
+        self.sides().lost
     }
 
     /// The publisher has lost its connection, or could not connect; the reason is `None` when it was
@@ -70,6 +81,7 @@ impl Link {
     pub(super) fn subscriber_down(&self, reason: Option<&SessionError>) {
         let mut sides = self.sides();
         sides.proved = false;
+        sides.lost.get_or_insert_with(Instant::now);
         self.tell_down(&mut sides, "subscriber", reason);
     }
 
@@ -121,13 +133,13 @@ mod tests {
             step(&link);
             states.push(link.is_connected());
         };
-        then(&|l| l.probe_returned());
+        then(&|l| _ = l.probe_returned());
         then(&|l| l.publisher_up());
         then(&|l| l.subscriber_down(Some(&SessionError::NoProbe)));
-        then(&|l| l.probe_returned());
+        then(&|l| _ = l.probe_returned());
         then(&|l| l.publisher_down(Some(&SessionError::NoProbe)));
         then(&|l| l.publisher_up());
-        then(&|l| l.probe_returned());
+        then(&|l| _ = l.probe_returned());
         then(&|l| l.publisher_down(None));
         assert_eq!(states, [false, true, false, true, false, false, true, false]);
     }
