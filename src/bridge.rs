@@ -128,13 +128,15 @@ pub struct Outgoing {
 ///   own messages too ([`Incoming::Logged`], [`Incoming::Renewed`]). A reading has its place in that order, told by
 ///   [`Incoming::Marked`]: what the stream brings before it is in the answer, what it brings behind it is not.
 /// - **No message is left hanging.** Each append that was taken comes back in the stream, or is given up by
-///   [`Incoming::Refused`] or [`Incoming::Away`]; a broker that hangs is away after a second. What was given up may
-///   be in the log all the same, and then turns up.
+///   [`Incoming::Refused`] or [`Incoming::Away`], which also follows when one was not taken since the broker has just
+///   gone; a broker that hangs is away after a second. What was given up may be in the log all the same, and then
+///   turns up.
 /// - **At most once.** An append is never sent twice unless it is certain that the broker did not act on it.
 /// - **Readings end.** Each is answered, by [`Unanswered`] if need be, within some seconds.
 pub trait OrderedLog: Send + Sync {
-    /// Hands over a message for a room or a user, without waiting; returns the ticket by which it comes back.
-    /// Tickets rise, from 1.
+    /// Hands over a message, without waiting; returns the ticket by which it comes back. Tickets rise, from 1. A
+    /// message for a room or a user is numbered and kept; one for everyone is only published, and comes back as
+    /// [`Incoming::Returned`]. How much of it waits is bounded by the hub.
     ///
     /// # Errors
     /// Why it was not taken; it is counted already, and is in no log.
@@ -251,6 +253,13 @@ pub enum Incoming {
         reading: u64,
         /// What the log has.
         answer: Result<Answer, Unanswered>,
+    },
+    /// A message of this instance that gets no number is back; in the order of the stream.
+    Returned {
+        /// Whom it is for.
+        target: Target,
+        /// Its ticket.
+        ticket: u64,
     },
     /// All logs have been renewed that the broker had when this was asked for.
     AllRenewed(u64),

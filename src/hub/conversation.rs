@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::core::Hub;
 use super::event::{ConnectionKey, Said};
+use super::pending::Ticket;
 use crate::config::BROKER_TIMEOUT;
 use crate::runtime::clock::Moment;
 
@@ -18,7 +19,7 @@ pub(super) enum Unanswered {
     /// A broadcast.
     Broadcast {
         /// By which it comes back; `None` when it is delivered.
-        ticket: Option<u64>,
+        ticket: Option<Ticket>,
         /// Its answer.
         reply: Option<Bytes>,
         taken: Option<usize>,
@@ -32,7 +33,7 @@ pub(super) enum Outcome {
     /// It is served, and caused so many deliveries.
     Done(usize),
     /// It is delivered or refused, or under its ticket on its way; the answer waits for those before.
-    Broadcast { ticket: Option<u64>, reply: Option<Bytes>, reached: usize },
+    Broadcast { ticket: Option<Ticket>, reply: Option<Bytes>, reached: usize },
     /// The log that it asks for has to be read first.
     MustWait(Said),
 }
@@ -97,7 +98,7 @@ impl Hub {
     }
 
     /// A broadcast of this connection is back.
-    pub(super) fn broadcast_is_back(&mut self, key: ConnectionKey, back: u64) {
+    pub(super) fn broadcast_is_back(&mut self, key: ConnectionKey, back: Ticket) {
         let Some(connection) = self.connections.slots.get_mut(key) else { return };
         for waiting in &mut connection.conversation.waiting {
             match waiting {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::core::{Hub, Origin, Work, members};
 use super::event::{ConnectionKey, Delivery, Target};
 use super::history::{LogKey, Place};
-use super::pending::{Pending, PendingMessages, Waits};
+use super::pending::{Pending, PendingMessages, Ticket, Waits};
 use super::unnumbered::Unnumbered;
 use crate::bridge::{
     Answer, Incoming, KeptMessage, Logged, OrderedLog, Outgoing, Reading, Unanswered,
@@ -43,6 +43,8 @@ pub(super) struct Copies {
     waiting: HashMap<Target, Vec<ConnectionKey>>,
     /// Messages of this instance that are not back yet.
     pub(super) pending: PendingMessages,
+    /// Those of them that are to be given up.
+    given_up: Vec<Ticket>,
     pub(super) unnumbered: Unnumbered,
     pub(super) counts: CopyCounts,
 }
@@ -97,7 +99,9 @@ pub(super) enum LogEvent {
     /// A reading's answer.
     Answer(u64, Result<Answer, Unanswered>),
     /// A message will not come back; whether the broker has refused it.
-    GivenUp(u64, bool),
+    GivenUp(Ticket, bool),
+    /// A message that gets no number is back.
+    Returned(u64),
 }
 
 /// Where a message of this instance is.
@@ -105,7 +109,7 @@ pub(super) enum Published {
     /// It has reached so many connections.
     Delivered(usize),
     /// With the broker, under this ticket.
-    OnItsWay(u64),
+    OnItsWay(Ticket),
 }
 
 impl Hub {
@@ -135,39 +139,56 @@ impl Hub {
                 self.publish(Work::Log(target, LogEvent::Answer(reading, answer)));
             }
             Incoming::AllRenewed(renewal) => self.copies.unnumbered.all_renewed(renewal),
-            Incoming::Refused(ticket) => self.give_up(ticket, true),
+            Incoming::Returned { target, ticket } => {
+                self.publish(Work::Log(target, LogEvent::Returned(ticket)));
+            }
+            Incoming::Refused(ticket) => self.give_up(ticket.into(), true),
             Incoming::Away(last) => self.go_away(last),
             Incoming::Back => self.copies.is_up = true,
         }
     }
 
-    /// Publishes a message of this instance: where the broker numbers it, it is delivered when it is back.
+    /// Publishes a message of this instance: with an ordered log, it is delivered when it is back.
     pub(super) fn publish_here(&mut self, delivery: Delivery, waits: Waits) -> Published {
-        let Delivery { target, mut draft } = delivery;
-        let is_numbered = matches!(target, Target::Room(_) | Target::User(_));
-        if is_numbered && let Some(log) = self.ordered_log() {
-            let members = draft.into_members();
-            let outgoing = Outgoing { target: target.clone(), members: members.clone() };
-            if let Ok(ticket) = log.append(outgoing) {
-                let pending = Pending { target, members, waits, since: Moment::now() };
-                self.copies.pending.insert(ticket, pending);
-                return Published::OnItsWay(ticket);
+        let Delivery { target, draft } = delivery;
+        let is_published = matches!(target, Target::Room(_) | Target::User(_) | Target::Everyone);
+        let Some(log) = self.ordered_log().filter(|_| is_published) else {
+            return Published::Delivered(self.deliver(Delivery { target, draft }, Origin::Here));
+        };
+        let members = draft.into_members();
+        let outgoing = Outgoing { target: target.clone(), members: members.clone() };
+        let taken = log.append(outgoing);
+        let pending = Pending { target, members, waits, since: Moment::now() };
+        let copies = &mut self.copies;
+        let ticket = match taken {
+            Ok(ticket) => copies.pending.insert(ticket, pending),
+            // The hub knows that the broker is away, and nothing is to be delivered before.
+            Err(_) if !copies.is_up && copies.pending.len() == 0 => {
+                return Published::Delivered(self.deliver_here(pending, None, Origin::Broker));
             }
-            self.say_unnumbered(&target, None);
-            draft = Draft::object(&[&members]);
-            // The broker has just taken nothing.
-            return Published::Delivered(self.deliver(Delivery { target, draft }, Origin::Broker));
-        }
-        Published::Delivered(self.deliver(Delivery { target, draft }, Origin::Here))
+            Err(_) => {
+                let ticket = copies.pending.insert_untaken(pending);
+                if !copies.is_up {
+                    copies.given_up.push(ticket);
+                }
+                ticket
+            }
+        };
+        Published::OnItsWay(ticket)
     }
 
-    fn say_unnumbered(&mut self, target: &Target, ticket: Option<u64>) {
-        self.copies.unnumbered.note(target, ticket);
-        self.copies.counts.unnumbered += 1;
+    /// Delivers a message of this instance without the broker; it may have a number there under this ticket.
+    fn deliver_here(&mut self, pending: Pending, ticket: Option<u64>, origin: Origin) -> usize {
+        let Pending { target, members, .. } = pending;
+        if target != Target::Everyone {
+            self.copies.unnumbered.note(&target, ticket);
+            self.copies.counts.unnumbered += 1;
+        }
+        self.deliver(Delivery { target, draft: Draft::object(&[&members]) }, origin)
     }
 
     /// A message will not come back: it is delivered here, when all is that came before it.
-    fn give_up(&mut self, ticket: u64, is_refused: bool) {
+    fn give_up(&mut self, ticket: Ticket, is_refused: bool) {
         if let Some(target) = self.copies.pending.target(ticket) {
             let target = target.clone();
             self.publish(Work::Log(target, LogEvent::GivenUp(ticket, is_refused)));
@@ -178,6 +199,15 @@ impl Hub {
     pub(super) fn follow_log(&mut self, target: Target, event: LogEvent) -> usize {
         match event {
             LogEvent::GivenUp(ticket, is_refused) => self.deliver_unnumbered(ticket, is_refused),
+            LogEvent::Returned(ticket) => {
+                let Some(pending) = self.copies.pending.take(ticket.into()) else { return 0 };
+                let waits = pending.waits;
+                let Pending { target, members, .. } = pending;
+                let frame = Draft::object(&[&members]).complete(None).frame;
+                let reached = self.fan_out(&target, frame, None);
+                self.answer_to(waits, ticket.into(), reached);
+                reached
+            }
             LogEvent::Marked(reading) => {
                 let read = self.copies.readings.get_mut(&target);
                 match read.filter(|read| read.number == reading) {
@@ -298,13 +328,13 @@ impl Hub {
     /// A message of this instance is back: who waits for it is answered.
     fn is_back(&mut self, ticket: Option<u64>, reached: usize) {
         if let Some(ticket) = ticket
-            && let Some(pending) = self.copies.pending.take(ticket)
+            && let Some(pending) = self.copies.pending.take(ticket.into())
         {
-            self.answer_to(pending.waits, ticket, reached);
+            self.answer_to(pending.waits, ticket.into(), reached);
         }
     }
 
-    fn answer_to(&mut self, waits: Waits, ticket: u64, reached: usize) {
+    fn answer_to(&mut self, waits: Waits, ticket: Ticket, reached: usize) {
         match waits {
             Waits::Connection(key) => self.broadcast_is_back(key, ticket),
             Waits::Notify(key, place) => {
@@ -316,14 +346,13 @@ impl Hub {
     }
 
     /// Delivers a message here that does not come back.
-    fn deliver_unnumbered(&mut self, ticket: u64, is_refused: bool) -> usize {
+    fn deliver_unnumbered(&mut self, ticket: Ticket, is_refused: bool) -> usize {
         let Some(pending) = self.copies.pending.take(ticket) else { return 0 };
-        let Pending { target, members, waits, .. } = pending;
-        self.say_unnumbered(&target, (!is_refused).then_some(ticket));
-        let draft = Draft::object(&[&members]);
+        let waits = pending.waits;
         // What is in no log may go to the others without a number; what may be in one would come there twice.
         let origin = if is_refused { Origin::Here } else { Origin::Broker };
-        let reached = self.deliver(Delivery { target, draft }, origin);
+        let ticket_there = ticket.taken().filter(|_| !is_refused);
+        let reached = self.deliver_here(pending, ticket_there, origin);
         self.answer_to(waits, ticket, reached);
         reached
     }
@@ -432,7 +461,8 @@ impl Hub {
         // Those of this instance that were not delivered above. Where somebody knew of a position, that was told,
         // and they have no place.
         for message in &page {
-            let ticket = message.ticket.filter(|ticket| self.copies.pending.contains(*ticket));
+            let ticket =
+                message.ticket.filter(|ticket| self.copies.pending.contains((*ticket).into()));
             if ticket.is_some() {
                 let frame = message.frame.clone();
                 let count = if is_first { self.fan_out(target, frame, None) } else { 0 };
@@ -525,7 +555,17 @@ impl Hub {
             self.drop_held(&target, read.held);
         }
         // What is on its way may have been in the part that did not come.
-        let targets: HashSet<_> = self.copies.pending.targets().cloned().collect();
+        let pending = &self.copies.pending;
+        let is_kept = |target: &Target| *target != Target::Everyone;
+        let targets: HashSet<_> = pending
+            .targets()
+            .map(|(_, target)| target)
+            .filter(|target| is_kept(target))
+            .cloned()
+            .collect();
+        let lost =
+            pending.targets().filter(|(_, target)| !is_kept(target)).map(|(ticket, _)| ticket);
+        self.copies.given_up.extend(lost.collect::<Vec<_>>());
         for target in targets {
             let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
             if let Some(log) = self.history.open(&target, has_listeners, Moment::now()) {
@@ -548,14 +588,18 @@ impl Hub {
         self.wake_all();
     }
 
-    /// Whether [`Self::catch_up`] has something to ask for.
-    pub(super) fn is_to_ask(&self) -> bool {
-        self.copies.is_up
-            && (self.history.next_stale().is_some() || self.copies.unnumbered.has_unasked())
+    /// Whether [`Self::catch_up`] has something to do.
+    pub(super) fn is_behind(&self) -> bool {
+        let asks = self.history.next_stale().is_some() || self.copies.unnumbered.has_unasked();
+        !self.copies.given_up.is_empty() || (self.copies.is_up && asks)
     }
 
-    /// Has stale copies read, and logs renewed in which something was said without a number.
+    /// Gives up what the broker did not take, has stale copies read, and logs renewed in which something was said
+    /// without a number.
     pub(super) fn catch_up(&mut self) {
+        for ticket in std::mem::take(&mut self.copies.given_up) {
+            self.give_up(ticket, false);
+        }
         if !self.copies.is_up {
             return;
         }

@@ -349,7 +349,7 @@ impl Hub {
         !(self.schedule.is_empty()
             && self.leaving.is_empty()
             && self.replaying.is_empty()
-            && !self.is_to_ask())
+            && !self.is_behind())
     }
 
     /// The loop has looked at what came, served and flushed in so much time.

@@ -33,22 +33,51 @@ pub(super) enum Waits {
     Notify(NotifyKey, usize),
 }
 
-/// All of them, by ticket, and so in the order in which they were handed over.
+/// The broker's ticket, and the place behind it of a message that the broker did not take: so that it is
+/// delivered behind those that it took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(u64, u32);
+
+impl Ticket {
+    /// The broker's, if it took the message.
+    pub(super) fn taken(self) -> Option<u64> {
+        (self.1 == 0).then_some(self.0)
+    }
+}
+
+impl From<u64> for Ticket {
+    fn from(ticket: u64) -> Self {
+        Self(ticket, 0)
+    }
+}
+
+/// All of them, in the order in which they were handed over.
 #[derive(Default)]
 pub(super) struct PendingMessages {
-    messages: BTreeMap<u64, Pending>,
+    messages: BTreeMap<Ticket, Pending>,
+    last: Ticket,
 }
 
 impl PendingMessages {
-    pub(super) fn insert(&mut self, ticket: u64, pending: Pending) {
-        self.messages.insert(ticket, pending);
+    /// The broker took this one.
+    pub(super) fn insert(&mut self, ticket: u64, pending: Pending) -> Ticket {
+        self.last = ticket.into();
+        self.messages.insert(self.last, pending);
+        self.last
     }
 
-    pub(super) fn take(&mut self, ticket: u64) -> Option<Pending> {
+    /// The broker did not take this one.
+    pub(super) fn insert_untaken(&mut self, pending: Pending) -> Ticket {
+        self.last.1 = self.last.1.saturating_add(1);
+        self.messages.insert(self.last, pending);
+        self.last
+    }
+
+    pub(super) fn take(&mut self, ticket: Ticket) -> Option<Pending> {
         self.messages.remove(&ticket)
     }
 
-    pub(super) fn contains(&self, ticket: u64) -> bool {
+    pub(super) fn contains(&self, ticket: Ticket) -> bool {
         self.messages.contains_key(&ticket)
     }
 
@@ -57,23 +86,23 @@ impl PendingMessages {
     }
 
     /// Whom this message is for.
-    pub(super) fn target(&self, ticket: u64) -> Option<&Target> {
+    pub(super) fn target(&self, ticket: Ticket) -> Option<&Target> {
         self.messages.get(&ticket).map(|pending| &pending.target)
     }
 
-    /// Whom they are for.
-    pub(super) fn targets(&self) -> impl Iterator<Item = &Target> {
-        self.messages.values().map(|pending| &pending.target)
+    /// All, and whom they are for.
+    pub(super) fn targets(&self) -> impl Iterator<Item = (Ticket, &Target)> {
+        self.messages.iter().map(|(ticket, pending)| (*ticket, &pending.target))
     }
 
-    /// Tickets up to this one.
-    pub(super) fn up_to(&self, last: u64) -> Vec<u64> {
-        self.messages.range(..=last).map(|(ticket, _)| *ticket).collect()
+    /// Those up to this ticket.
+    pub(super) fn up_to(&self, last: u64) -> Vec<Ticket> {
+        self.messages.range(..=Ticket(last, u32::MAX)).map(|(ticket, _)| *ticket).collect()
     }
 
-    /// Tickets of those that were handed over before this moment.
-    pub(super) fn before(&self, moment: Moment) -> Vec<u64> {
-        let is_before = |(_, pending): &(&u64, &Pending)| pending.since < moment;
+    /// Those that were handed over before this moment.
+    pub(super) fn before(&self, moment: Moment) -> Vec<Ticket> {
+        let is_before = |(_, pending): &(&Ticket, &Pending)| pending.since < moment;
         self.messages.iter().take_while(is_before).map(|(ticket, _)| *ticket).collect()
     }
 }

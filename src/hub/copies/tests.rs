@@ -254,6 +254,8 @@ struct Followed {
     /// It has got a message without a number, and was not told since.
     is_to_be_told: bool,
     seen: BTreeMap<usize, usize>,
+    /// The last message of each publisher without a number, and with one, since it was told.
+    last: [[Option<usize>; HUBS + CLIENTS]; 2],
 }
 
 #[derive(Default)]
@@ -294,14 +296,14 @@ impl Follower {
         });
     }
 
-    fn read(&mut self, step: usize, order: &mut Order) {
+    fn read(&mut self, step: usize, order: &mut Order, said: &[(usize, usize, usize)]) {
         let Some((_, client)) = &self.client else { return };
         for text in client.peer.taken() {
-            self.take(step, &text, order);
+            self.take(step, &text, order, said);
         }
     }
 
-    fn take(&mut self, step: usize, text: &str, order: &mut Order) {
+    fn take(&mut self, step: usize, text: &str, order: &mut Order, said: &[(usize, usize, usize)]) {
         let message: serde_json::Value = serde_json::from_str(text).unwrap();
         let payload = &message["payload"];
         let log_of = |name: &serde_json::Value| name.as_str().map_or(OWN, |n| n.parse().unwrap());
@@ -332,6 +334,7 @@ impl Follower {
                         assert!(asked.is_some() && asked == now, "{text}");
                         followed.position = now;
                         followed.is_live = true;
+                        followed.last = Default::default();
                         return;
                     }
                     let expected = asked.is_some().then_some(false);
@@ -345,6 +348,7 @@ impl Follower {
                 followed.position = now;
                 followed.told = step;
                 followed.is_to_be_told = false;
+                followed.last = Default::default();
                 return;
             }
             None => {}
@@ -355,7 +359,10 @@ impl Follower {
         if !followed.is_live {
             return;
         }
-        let Some(seq) = message["seq"].as_u64().or(message["user_seq"].as_u64()) else {
+        let seq = message["seq"].as_u64().or(message["user_seq"].as_u64());
+        let last = followed.last[usize::from(seq.is_some())][said[n].2].replace(n);
+        assert!(last < Some(n), "a publisher's messages in another order: {text} behind {last:?}");
+        let Some(seq) = seq else {
             followed.is_to_be_told = true;
             followed.seen.entry(n).or_insert(step);
             return;
@@ -435,8 +442,9 @@ struct Game {
     world: Arc<Mutex<World>>,
     benches: Vec<Bench>,
     followers: [Follower; CLIENTS],
-    /// Of each message: its log, and the step in which it was said.
-    said: Vec<(usize, usize)>,
+    /// Of each message: its log, the step in which it was said, and by whom: a backend at this hub, or behind those
+    /// a client.
+    said: Vec<(usize, usize, usize)>,
     order: Order,
 }
 
@@ -478,7 +486,7 @@ impl Game {
                 self.followers[who].come(who, hub, &mut self.benches[hub]);
             }
             Step::Go(who) => {
-                self.followers[who].read(now, &mut self.order);
+                self.followers[who].read(now, &mut self.order, &self.said);
                 if let Some((_, mut client)) = self.followers[who].client.take() {
                     client.end();
                 }
@@ -552,22 +560,22 @@ impl Game {
         }
         self.benches.iter_mut().for_each(Bench::flush);
         for follower in &mut self.followers {
-            follower.read(now, &mut self.order);
+            follower.read(now, &mut self.order, &self.said);
         }
     }
 
     fn say(&mut self, now: usize, hub: usize, log: usize) {
         let n = self.said.len();
-        self.said.push((log, now));
         let members = match log {
             OWN => format!(r#""n":{n}}}"#),
             room => format!(r#""room":"{room}","n":{n}}}"#),
         };
         let draft = Draft::object(&[members.as_bytes()]);
-        let sender = self.followers.iter_mut().find(|follower| {
+        let sender = self.followers.iter_mut().enumerate().find(|(_, follower)| {
             log != OWN && n % 2 == 0 && follower.client.as_ref().is_some_and(|(at, _)| *at == hub)
         });
-        if let Some(follower) = sender {
+        self.said.push((log, now, sender.as_ref().map_or(hub, |(who, _)| HUBS + who)));
+        if let Some((_, follower)) = sender {
             follower.broadcasts += 1;
             let room = room(&log.to_string());
             let broadcast = Broadcast { room, draft, permitted: true, id: id() };
