@@ -664,6 +664,7 @@ fn no_append_hangs_whatever_is_lost() {
                 tickets
             })
         });
+        // It ends with a hang, after which nothing is lost, so that later tickets must have come back.
         for round in 0..12 {
             thread::sleep(Duration::from_millis(150));
             match round % 4 {
@@ -705,8 +706,7 @@ fn no_append_hangs_whatever_is_lost() {
             let ended = came.get(ticket).is_some_and(|came| came == text)
                 || *ticket <= given_up
                 || refused.contains(ticket);
-            // A subscription that was lost for a moment is made good by readings.
-            assert!(ended || instance.breaks() > 1, "ticket {ticket} hangs");
+            assert!(ended, "ticket {ticket} hangs");
         }
         eprintln!("{} appended, {} came, given up to {given_up}", tickets.len(), came.len());
         drop(told);
@@ -874,6 +874,9 @@ fn the_door_sorts_out_what_is_bad_or_too_old() {
     let add = |id: &str, fields: &[&str]| {
         redis.run(&[&["XADD", "ws:publish", id], fields].concat());
     };
+    // A key of the wrong type, under a log that there is.
+    a.flows(&room("wrong"));
+    redis.run(&["SET", "ws:messages:room:wrong", "x"]);
     redis.run(&["SET", "ws:door", "nobody"]);
     add("1000-1", &["channel", "ws:room:x", "message", r#"{"old":1}"#]);
     for message in ["plain", "[1]", "{}", "{", "\u{1}"] {
@@ -885,7 +888,6 @@ fn the_door_sorts_out_what_is_bad_or_too_old() {
     add("*", &["channel", "ws:broadcast", "message", r#"{"all":1}"#]);
     add("*", &["channel", "events", "message", r#"{"type":"ADMIN_STATS_UPDATED"}"#]);
     // Redis refuses this one for now, and those behind it wait.
-    redis.run(&["SET", "ws:messages:room:wrong", "x"]);
     add("*", &["channel", "ws:room:wrong", "message", r#"{"wrong":1}"#]);
     add("*", &["channel", "ws:room:x", "message", r#"{"last":1}"#]);
     redis.run(&["DEL", "ws:door"]);
@@ -893,12 +895,12 @@ fn the_door_sorts_out_what_is_bad_or_too_old() {
     until("the last wait", || door_length(&redis) == 2);
     redis.run(&["DEL", "ws:messages:room:wrong"]);
     until("all is taken", || door_length(&redis) == 0);
-    let texts: Vec<_> = a.wait_for_lines(3).into_iter().map(|line| line.text).collect();
+    let texts: Vec<_> = a.wait_for_lines(4).into_iter().skip(1).map(|line| line.text).collect();
     assert_eq!(texts, ["{\"good\" : 1 }", r#"{"wrong":1}"#, r#"{"last":1}"#]);
     assert_eq!(a.dropped(DropReason::DoorTooOld), 1);
     assert_eq!(a.dropped(DropReason::DoorBadEntry), 7);
     assert_eq!(a.dropped(DropReason::DoorFull), 0);
     redis.run(&["SCRIPT", "FLUSH"]);
     add("*", &["channel", "ws:room:x", "message", r#"{"again":1}"#]);
-    a.wait_for_lines(4);
+    a.wait_for_lines(5);
 }
