@@ -88,6 +88,8 @@ struct Shared {
     probe_now: Sender<()>,
     /// Rises when a connection has shown itself to lead nowhere; all are then made anew.
     generation: AtomicU64,
+    /// Rises when the publisher or the subscriber loses its connection: others may be closed too.
+    losses: AtomicU64,
     /// Whether the log says already that `ROLE` is refused.
     role_refusal_told: AtomicBool,
 }
@@ -156,6 +158,7 @@ impl RedisPubSub {
             last_probe: AtomicU64::new(u64::MAX),
             probe_now,
             generation: AtomicU64::new(0),
+            losses: AtomicU64::new(0),
             role_refusal_told: AtomicBool::new(false),
         });
         let ends = Ends { queued, probe_asked, requests };
@@ -297,6 +300,14 @@ impl Shared {
         self.generation.fetch_add(1, Ordering::AcqRel);
         // The others look before each use, the subscriber at each message and each read timeout.
         self.wake_publisher();
+    }
+
+    fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
+    }
+
+    fn count_loss(&self) {
+        self.losses.fetch_add(1, Ordering::AcqRel);
     }
 
     fn wake_publisher(&self) {

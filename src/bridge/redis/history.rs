@@ -22,7 +22,8 @@ use crate::protocol::{Draft, Position};
 const BATCH: usize = 256;
 /// How many keys one step of a scan looks at.
 const SCAN_COUNT: usize = 256;
-/// A connection that was idle for longer is pinged before it is used: it may have been closed.
+/// A connection that was idle for longer, or while another was lost, is pinged before it is used: it may have
+/// been closed.
 const PING_AFTER: Duration = Duration::from_secs(1);
 /// Longest time that a request waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -114,6 +115,7 @@ impl History {
         self.backoff.reset();
         let mut scan = None;
         let mut renewals = Vec::new();
+        let mut losses = self.shared.losses();
         loop {
             let idle_since = Instant::now();
             if self.waiting.is_empty() && scan.is_none() {
@@ -125,7 +127,8 @@ impl History {
             if self.shared.generation() != generation {
                 return Err(SessionError::Renewed);
             }
-            if idle_since.elapsed() > PING_AFTER {
+            let lost_before = std::mem::replace(&mut losses, self.shared.losses());
+            if idle_since.elapsed() > PING_AFTER || losses != lost_before {
                 cmd("PING").exec(&mut connection).map_err(|_| SessionError::Idle)?;
             }
             self.take_asked();

@@ -86,6 +86,7 @@ impl Publisher {
             self.shared.queue.disconnect();
             self.drop_queued();
             if end.is_err() {
+                self.shared.count_loss();
                 self.away();
             }
             self.shared.link.publisher_down(end.as_ref().err());

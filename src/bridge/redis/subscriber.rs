@@ -62,6 +62,9 @@ impl Subscriber {
     pub(super) fn run(mut self) {
         loop {
             let end = self.session();
+            if end.is_err() {
+                self.shared.count_loss();
+            }
             self.shared.link.subscriber_down(end.as_ref().err());
             if matches!(end, Err(SessionError::NoProbe)) {
                 self.shared.renew_all();
