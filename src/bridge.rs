@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::hub::{Delivery, Target};
+use crate::protocol::{Delivery, Target};
 use crate::protocol::{Draft, Position};
 
 pub use self::redis::RedisPubSub;

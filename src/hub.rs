@@ -42,9 +42,7 @@ pub use backlog::{Drain, Drained, Step};
 pub use connection::DisconnectReason;
 pub use copies::CopyCounts;
 pub use core::Hub;
-pub use event::{
-    Broadcast, ConnectionKey, Delivery, Event, Notify, PublisherName, Refusal, Said, Target,
-};
+pub use event::{Broadcast, ConnectionKey, Event, Notify, PublisherName, Refusal, Said};
 pub use handle::{HubHandle, Publisher};
 pub use query::{
     Counts, ListQuery, ListedConnection, Listing, MAX_COUNTED_ROOMS, MAX_LISTED_ROOMS,
@@ -54,6 +52,7 @@ pub use stats::{Buckets, Stats};
 
 use crate::bridge::PubSub;
 use crate::config::TICK;
+pub use crate::protocol::{Delivery, Target};
 use crate::runtime::channel::Receiver;
 use crate::runtime::clock::Moment;
 use allowance::Budget;

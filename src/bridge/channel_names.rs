@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use crate::hub::Target;
+use crate::protocol::Target;
 use crate::protocol::{Id, Room};
 
 const ROOM: &str = "room:";

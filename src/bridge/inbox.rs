@@ -11,8 +11,8 @@ use super::channel_names::{ChannelNames, Source, parse_log_name};
 use super::envelope::{ENVELOPE_BYTES, Envelope, Seen, is_epoch};
 use super::{DropReason, Incoming, Logged};
 use crate::config::MAX_NOTIFICATION_BYTES;
-use crate::hub::{Delivery, Target};
 use crate::protocol::json::parse_object;
+use crate::protocol::{Delivery, Target};
 use crate::protocol::{Draft, Id};
 
 /// What to do with a message.
@@ -73,6 +73,10 @@ impl Inbox {
             let ticket = is_own.then_some(message.origin.number);
             let logged = Logged { target, position, ticket, draft: draft() };
             return Ok(Inbound::Deliver(Incoming::Logged(logged)));
+        }
+        if is_own && self.has_log {
+            let ticket = message.origin.number;
+            return Ok(Inbound::Deliver(Incoming::Returned { target, ticket }));
         }
         if is_own {
             return Ok(Inbound::Own);

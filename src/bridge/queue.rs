@@ -1,14 +1,15 @@
-//! The queue between the hub and the publisher: bounded in messages and bytes, open while connected.
+//! The queue between the hub and the publisher: bounded in messages and bytes, open while connected. What is
+//! appended to the log is bounded by the hub, which keeps it until it is back.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::envelope::ENVELOPE_BYTES;
 use super::{BridgeCounters, DropReason, Outgoing, QUEUE_BYTES, QUEUE_MESSAGES};
 use crate::config::MAX_NOTIFICATION_BYTES;
-use crate::hub::Target;
+use crate::protocol::Target;
 
 /// Longest members of an append: with its envelope, every instance takes it. Its own ticket would not come
 /// back otherwise.
@@ -41,7 +42,7 @@ struct Gate {
 pub(super) struct Queued {
     /// Its number: of all messages, in the order of the queue, from 1.
     pub(super) number: u64,
-    /// Whether it is for the ordered log.
+    /// Whether it was appended: it comes back.
     pub(super) is_append: bool,
     pub(super) outgoing: Outgoing,
 }
@@ -56,7 +57,7 @@ pub(super) struct QueueReceiver {
 
 /// Both ends of a queue that does not take messages yet.
 pub(super) fn queue(counters: Arc<BridgeCounters>) -> (Queue, QueueReceiver) {
-    let (sender, receiver) = bounded(QUEUE_MESSAGES);
+    let (sender, receiver) = unbounded();
     let bytes = Arc::new(AtomicUsize::new(0));
     let queue =
         Queue { messages: sender, bytes: Arc::clone(&bytes), gate: Mutex::default(), counters };
@@ -73,8 +74,9 @@ impl Queue {
     fn try_offer(&self, outgoing: Outgoing, is_append: bool) -> Result<u64, DropReason> {
         let bytes = outgoing.members.len();
         let publishable = match outgoing.target {
-            Target::Room(_) | Target::User(_) => !is_append || bytes <= MAX_APPEND_BYTES,
-            Target::Everyone => !is_append,
+            Target::Room(_) | Target::User(_) | Target::Everyone => {
+                !is_append || bytes <= MAX_APPEND_BYTES
+            }
             Target::Admins | Target::Seller(_) => false,
         };
         if !publishable {
@@ -88,8 +90,9 @@ impl Queue {
             return Err(DropReason::Disconnected);
         }
         let number = gate.last + 1;
-        if self.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes <= QUEUE_BYTES
-            && self.messages.try_send(Queued { number, is_append, outgoing }).is_ok()
+        let fits = self.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes <= QUEUE_BYTES
+            && self.messages.len() < QUEUE_MESSAGES;
+        if (fits || is_append) && self.messages.send(Queued { number, is_append, outgoing }).is_ok()
         {
             gate.last = number;
             return Ok(number);

@@ -38,7 +38,7 @@ use super::{
     PubSub, Reading,
 };
 use crate::config::RedisConfig;
-use crate::hub::Target;
+use crate::protocol::Target;
 use crate::runtime::threads::Threads;
 use door::Door;
 use history::{History, Request};

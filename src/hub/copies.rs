@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::core::{Hub, Origin, Work, members};
-use super::event::{ConnectionKey, Delivery, Target};
+use super::event::ConnectionKey;
 use super::history::{LogKey, Place};
 use super::pending::{Pending, PendingMessages, Ticket, Waits};
 use super::unnumbered::Unnumbered;
@@ -20,6 +20,7 @@ use crate::bridge::{
     Answer, Incoming, KeptMessage, Logged, OrderedLog, Outgoing, Reading, Unanswered,
 };
 use crate::config::BROKER_TIMEOUT;
+use crate::protocol::{Delivery, Target};
 use crate::protocol::{Draft, Number, Position};
 use crate::runtime::clock::Moment;
 

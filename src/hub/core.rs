@@ -15,9 +15,7 @@ use super::batch::{FrameBatch, FrameNumber};
 use super::connection::{Audience, Clocks, Connection, DisconnectReason, Due, State};
 use super::conversation::Outcome;
 use super::copies::{Copies, LogEvent, Published};
-use super::event::{
-    Broadcast, ConnectionKey, Delivery, Event, Notify, Place, PublisherName, Refusal, Said, Target,
-};
+use super::event::{Broadcast, ConnectionKey, Event, Notify, Place, PublisherName, Refusal, Said};
 use super::groups::Groups;
 use super::handle::HubHandle;
 use super::history::{History, LogKey, Numbers};
@@ -37,6 +35,7 @@ use crate::config::{
     Config, FLUSH_BYTES, FLUSH_FRAMES, FLUSH_SOCKETS, LONE_FLUSH_FRAMES, RATE_TOLD_EVERY,
 };
 use crate::protocol::close::Close;
+use crate::protocol::{Delivery, Target};
 use crate::protocol::{
     ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Position, Reply, Room, control_frame,
     error_frame, resumed_frame,

@@ -13,36 +13,12 @@ use super::users::UserShare;
 use crate::auth::Identity;
 use crate::bridge::Incoming;
 use crate::protocol::close::Close;
-use crate::protocol::{Draft, ErrorCode, Id, MessageId, Position, Room};
+use crate::protocol::{Delivery, Draft, ErrorCode, Id, MessageId, Position, Room, Target};
 use crate::runtime::channel::Sender;
 
 new_key_type! {
     /// Place of a connection in the hub; a key of an ended connection never hits a later one.
     pub struct ConnectionKey;
-}
-
-/// Whom a message is for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// Every connection of a user.
-    User(Id),
-    /// Every member of a room.
-    Room(Room),
-    /// Every connection.
-    Everyone,
-    /// Every connection of role admin.
-    Admins,
-    /// Every connection of role seller with this seller id.
-    Seller(Id),
-}
-
-/// A message, and whom it is for.
-#[derive(Debug, Clone)]
-pub struct Delivery {
-    /// Whom it is for.
-    pub target: Target,
-    /// The message; the hub numbers it where it can.
-    pub draft: Draft,
 }
 
 /// A client's broadcast.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::allowance::{Allowance, Budget, HubGone};
-use super::event::{ConnectionKey, Delivery, Event, Notify, Place, PublisherName, Refusal, Said};
+use super::event::{ConnectionKey, Event, Notify, Place, PublisherName, Refusal, Said};
 use super::query::Counts;
 use super::rates::UserRates;
 use super::socket::Socket;
@@ -13,6 +13,7 @@ use super::users::UserShare;
 use crate::auth::Identity;
 use crate::bridge::{Incoming, Logged};
 use crate::config::MIB;
+use crate::protocol::Delivery;
 use crate::protocol::Room;
 use crate::protocol::close::Close;
 use crate::runtime::channel::{Sender, bounded};

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use slotmap::{SlotMap, new_key_type};
 use uuid::Uuid;
 
-use super::event::Target;
 use crate::config::{Config, MAX_VACANT_LOGS, NUMBERS_TTL};
+use crate::protocol::Target;
 use crate::protocol::{Draft, Number, Numbered, Position};
 use crate::runtime::clock::Moment;
 use order::{Links, List, ListName};

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use slotmap::{SlotMap, new_key_type};
 
-use super::event::{ConnectionKey, Target};
+use super::event::ConnectionKey;
+use crate::protocol::Target;
 use crate::runtime::channel::Sender;
 use crate::runtime::clock::Moment;
 

@@ -2,10 +2,11 @@
 //! have missed, and tells them when something may be missing (docs/ARCHITECTURE.md, "History").
 
 use super::core::Hub;
-use super::event::{ConnectionKey, Target};
+use super::event::ConnectionKey;
 use super::history::{LogKey, NotRecovered};
 use super::replay::Turn;
 use crate::config::REPLAY_BYTES;
+use crate::protocol::Target;
 use crate::protocol::{Position, Standing, reset_frame};
 use crate::runtime::clock::Moment;
 

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::event::Target;
 use crate::config::MAX_UNNUMBERED_LOGS;
+use crate::protocol::Target;
 use crate::runtime::clock::Moment;
 
 /// After this a renewal that came to nothing is asked for again.

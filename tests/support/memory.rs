@@ -187,6 +187,17 @@ impl OrderedLog for MemoryPubSub {
         self.counters.published.inc();
         let draft = Draft::object(&[&outgoing.members]);
         let mut state = self.broker.state();
+        if outgoing.target == Target::Everyone {
+            let (target, ticket) = (outgoing.target, life.ticket);
+            for member in &state.members {
+                let is_own = member.same_channel(&life.own);
+                let delivery = Delivery { target: target.clone(), draft: draft.clone() };
+                let returned = || Incoming::Returned { target: target.clone(), ticket };
+                let incoming = if is_own { returned() } else { Incoming::Message(delivery) };
+                let _ = member.send(incoming);
+            }
+            return Ok(ticket);
+        }
         let log = state.log(&outgoing.target);
         log.seq += 1;
         let position = Position { epoch: Arc::clone(&log.epoch), seq: log.seq };

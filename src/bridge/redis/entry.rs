@@ -4,7 +4,7 @@ use serde::de::IgnoredAny;
 
 use crate::bridge::channel_names::{ChannelNames, Source};
 use crate::config::MAX_NOTIFICATION_BYTES;
-use crate::hub::Target;
+use crate::protocol::Target;
 use crate::protocol::json::parse_object;
 
 /// Where an entry goes.

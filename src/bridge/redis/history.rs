@@ -15,7 +15,7 @@ use super::{SessionError, Shared, StopSignal, Throttle, describe};
 use crate::bridge::backoff::Backoff;
 use crate::bridge::envelope::Envelope;
 use crate::bridge::{Answer, Handler, Incoming, KeptMessage, Reading, Unanswered};
-use crate::hub::Target;
+use crate::protocol::Target;
 use crate::protocol::{Draft, Position};
 
 /// Most requests in one pipeline.

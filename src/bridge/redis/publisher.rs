@@ -14,6 +14,7 @@ use crate::bridge::envelope::Envelope;
 use crate::bridge::queue::{QueueReceiver, Queued};
 use crate::bridge::{DropReason, Handler, Incoming};
 use crate::config::MIB;
+use crate::protocol::Target;
 
 /// Most messages in one pipeline.
 const BATCH_MESSAGES: usize = 512;
@@ -223,7 +224,8 @@ impl Publisher {
 
     fn push(&self, pipeline: &mut Pipeline, queued: Queued) {
         let commands = &mut pipeline.commands;
-        let written = if queued.is_append {
+        let is_numbered = queued.is_append && queued.outgoing.target != Target::Everyone;
+        let written = if is_numbered {
             self.script.as_ref().and_then(|script| script.append(pipeline.by, &queued, commands))
         } else {
             self.publish(&queued, commands)

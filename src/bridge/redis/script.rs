@@ -12,7 +12,7 @@ use crate::bridge::envelope::Envelope;
 use crate::bridge::queue::Queued;
 use crate::bridge::{LogLimits, Reading};
 use crate::config::NUMBERS_TTL;
-use crate::hub::Target;
+use crate::protocol::Target;
 
 const TEXT: &str = include_str!("log.lua");
 

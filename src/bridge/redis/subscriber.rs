@@ -166,7 +166,8 @@ impl Subscriber {
         match self.inbox.read(&self.shared.channels, channel, payload) {
             Inbound::Deliver(incoming) => {
                 match &incoming {
-                    Incoming::Logged(Logged { ticket: Some(ticket), .. }) => {
+                    Incoming::Logged(Logged { ticket: Some(ticket), .. })
+                    | Incoming::Returned { ticket, .. } => {
                         proof.ticket = proof.ticket.max(*ticket);
                     }
                     Incoming::Message(_) | Incoming::Logged(_) => {
