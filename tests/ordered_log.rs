@@ -919,7 +919,7 @@ fn the_door_sorts_out_what_is_bad_or_too_old() {
 }
 
 /// The rights that the README is to name.
-const RIGHTS: &str = "+role +info +script|load +eval +evalsha +publish +psubscribe +punsubscribe +ping \
+const RIGHTS: &str = "+role +info +script|load +eval +evalsha +publish +psubscribe +punsubscribe +unsubscribe +ping \
                       +scan +time +hmget +hset +get +set +del +expire +pexpire +xadd +xdel +xrange \
                       +xread +xtrim";
 
