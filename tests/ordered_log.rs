@@ -188,6 +188,15 @@ fn text(draft: &Draft) -> String {
     String::from_utf8(frame_payload(&draft.clone().complete(None).frame).to_vec()).unwrap()
 }
 
+/// Ends the threads of a scope also when the test fails there.
+struct EndsAtDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndsAtDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn room(name: &str) -> Target {
     Target::Room(Room::parse(name).unwrap())
 }
@@ -272,6 +281,7 @@ fn a_reading_has_its_place_in_the_stream() {
     let target = room("order-1");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndsAtDrop(&done);
         for instance in [&a, &b] {
             scope.spawn(|| {
                 let mut n = 0;
@@ -293,7 +303,7 @@ fn a_reading_has_its_place_in_the_stream() {
             a.count(|i| matches!(i, Incoming::Marked { .. })) == 300
                 && a.count(|i| matches!(i, Incoming::Answer { .. })) == 300
         });
-        done.store(true, Ordering::Relaxed);
+        drop(end);
     });
     let told = a.told.lock().unwrap();
     let answers: HashMap<u64, Answer> = told
@@ -398,6 +408,7 @@ fn a_forgotten_script_loses_and_doubles_nothing() {
     let (a, b) = (Instance::back(&redis, MANY), Instance::back(&redis, MANY));
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndsAtDrop(&done);
         scope.spawn(|| {
             let mut connection = redis.connection();
             while !done.load(Ordering::Relaxed) {
@@ -415,7 +426,7 @@ fn a_forgotten_script_loses_and_doubles_nothing() {
             });
         }
         until("all is there", || a.lines().len() >= 2 * EACH);
-        done.store(true, Ordering::Relaxed);
+        drop(end);
     });
     let lines = [&a, &b].map(|instance| instance.wait_for_lines(2 * EACH));
     assert_eq!(without_tickets(&lines[0]), without_tickets(&lines[1]));
@@ -646,6 +657,7 @@ fn no_append_hangs_whatever_is_lost() {
     let instances = [Instance::back(&redis, MANY), Instance::back(&redis, MANY)];
     let done = AtomicBool::new(false);
     let tickets = thread::scope(|scope| {
+        let end = EndsAtDrop(&done);
         let appending = instances.each_ref().map(|instance| {
             let done = &done;
             scope.spawn(move || {
@@ -679,7 +691,7 @@ fn no_append_hangs_whatever_is_lost() {
             }
             until("both are back", || instances.iter().all(|i| i.backs() == 1 + i.aways()));
         }
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         appending.map(|thread| thread.join().unwrap())
     });
     for (instance, tickets) in instances.iter().zip(tickets) {
@@ -844,6 +856,7 @@ fn two_readers_of_the_door_number_each_entry_once() {
     let instances = [(); 2].map(|()| Instance::back(&redis, MANY));
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = EndsAtDrop(&done);
         // Without the lease both read.
         scope.spawn(|| {
             let mut connection = redis.connection();
@@ -855,7 +868,7 @@ fn two_readers_of_the_door_number_each_entry_once() {
         until("both read", || clients(&redis, "cmd=xread").len() == 2);
         add_entries(&redis, 0, ENTRIES);
         until("all is taken", || door_length(&redis) == 0);
-        done.store(true, Ordering::Relaxed);
+        drop(end);
     });
     for instance in &instances {
         let texts: Vec<_> =
@@ -903,4 +916,42 @@ fn the_door_sorts_out_what_is_bad_or_too_old() {
     redis.run(&["SCRIPT", "FLUSH"]);
     add("*", &["channel", "ws:room:x", "message", r#"{"again":1}"#]);
     a.wait_for_lines(5);
+}
+
+/// The rights that the README is to name.
+const RIGHTS: &str = "+role +info +script|load +eval +evalsha +publish +psubscribe +punsubscribe +unsubscribe +ping \
+                      +scan +time +hmget +hset +get +set +del +expire +pexpire +xadd +xdel +xrange \
+                      +xread +xtrim";
+
+#[test]
+fn the_named_rights_are_enough() {
+    let redis = Redis::start();
+    let rules = ["ACL", "SETUSER", "bob", "on", "nopass", "~shop:ws:*", "allchannels", "-@all"];
+    redis.run(&[&rules[..], &RIGHTS.split_whitespace().collect::<Vec<_>>()].concat());
+    let at = format!("redis://bob:x@{}", redis.addr());
+    let a = Instance::start_at(&at, "shop:", LIMITS);
+    a.wait_for_back(1);
+    a.flows(&room("x"));
+    redis.run(&["SCRIPT", "FLUSH"]);
+    a.flows(&user("5"));
+    assert_eq!(a.read(&room("x"), None).unwrap().messages.len(), 1);
+    a.log().renew(None, 1);
+    until("all are renewed", || a.count(|i| matches!(i, Incoming::AllRenewed(1))) == 1);
+    let channels = ["shop:ws:room:x", "shop:ws:broadcast", "shop:ws:room:"];
+    for channel in channels {
+        let entry = ["channel", channel, "message", r#"{"a":1}"#];
+        redis.run(&[&["XADD", "shop:ws:publish", "*"], &entry[..]].concat());
+    }
+    a.wait_for_lines(3);
+    until("all came", || {
+        a.count(|i| matches!(i, Incoming::Message(_))) == 1
+            && a.dropped(DropReason::DoorBadEntry) == 1
+    });
+    drop(a);
+    let log: Vec<Vec<String>> =
+        redis::cmd("ACL").arg("LOG").query(&mut redis.connection()).unwrap_or_default();
+    assert!(log.is_empty(), "{log:?}");
+    let lease: Option<String> =
+        redis::cmd("GET").arg("shop:ws:door").query(&mut redis.connection()).unwrap();
+    assert_eq!(lease, None);
 }
