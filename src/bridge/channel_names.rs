@@ -21,6 +21,7 @@ const EVENTS: &str = "events";
 const PROBE: &str = "ws:probe:";
 const MARK: &str = "ws:mark:";
 const DOOR: &str = "ws:publish";
+const LIFE: &str = "ws:life";
 const LEASE: &str = "ws:door";
 
 /// The channels and keys of one instance, each behind `REDIS_PREFIX`.
@@ -101,6 +102,11 @@ impl ChannelNames {
     /// The key of the door's entries.
     pub(super) fn door(&self) -> String {
         format!("{}{DOOR}", self.prefix)
+    }
+
+    /// The key of the server's life.
+    pub(super) fn life(&self) -> String {
+        format!("{}{LIFE}", self.prefix)
     }
 
     /// The key of the lease that says who reads the door.

@@ -222,7 +222,8 @@ mod tests {
         queue.take_appends();
         assert_eq!(queue.offer(room(), true), Ok(1));
         assert_eq!(queue.offer(message(2), false), Ok(2));
-        assert_eq!(queue.offer(message(2), true), Err(DropReason::NotPublishable));
+        let admins = || Outgoing { target: Target::Admins, ..message(2) };
+        assert_eq!(queue.offer(admins(), true), Err(DropReason::NotPublishable));
         let long = Outgoing { members: vec![b'x'; MAX_APPEND_BYTES + 1].into(), ..room() };
         assert_eq!(queue.offer(long, true), Err(DropReason::NotPublishable));
         assert_eq!(queue.offer(room(), true), Ok(3));

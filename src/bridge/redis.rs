@@ -92,6 +92,8 @@ struct Shared {
     losses: AtomicU64,
     /// Whether the log says already that `ROLE` is refused.
     role_refusal_told: AtomicBool,
+    /// Whether the server was seen to be a replica, and was not told since that it counts anew.
+    replica_seen: AtomicBool,
 }
 
 /// Why a thread gives up its connection.
@@ -160,6 +162,7 @@ impl RedisPubSub {
             generation: AtomicU64::new(0),
             losses: AtomicU64::new(0),
             role_refusal_told: AtomicBool::new(false),
+            replica_seen: AtomicBool::new(false),
         });
         let ends = Ends { queued, probe_asked, requests };
         Ok(Self { shared, threads, life: Mutex::new(Life::New(ends)) })
@@ -327,7 +330,10 @@ impl Shared {
                 }
                 Ok(())
             }
-            Value::Array(parts) if is_named(parts.first(), "slave") => Err(SessionError::Replica),
+            Value::Array(parts) if is_named(parts.first(), "slave") => {
+                self.replica_seen.store(true, Ordering::Release);
+                Err(SessionError::Replica)
+            }
             _ => Ok(()),
         }
     }

@@ -1,10 +1,12 @@
 -- The ordered log of one room or user. Redis runs a script as a whole, so numbers, messages and what is
 -- published never disagree.
 --
--- KEYS  1  the numbers: a hash of run, epoch, seq
+-- KEYS  1  the numbers: a hash of life, epoch, seq
 --       2  the messages: a stream with ids <seq>-<unix ms>
---       3  mode door: the stream of the door's entries
--- ARGV  1  mode: append, door, read or renew
+--       3  the life: which server counts, and a name for the time since when it does
+--       4  mode door: the stream of the door's entries
+-- ARGV  1  mode: append, door, read or renew; greet does nothing else than to see to the life: a new one begins
+--          where 6 is 1, since the server was seen to be a replica
 --       2  run_id of this server
 --       3  an epoch that there never was
 --       4  how long the numbers are kept, in seconds
@@ -27,21 +29,33 @@ local function unix_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
+-- The numbers of a log are good for one life of one server: whoever was another server's replica meanwhile, be
+-- it this one, finds that server's life in its copy, and may lack what was numbered last.
+local lived = redis.call('GET', KEYS[3])
+local life = lived and string.match(lived, '^' .. run .. ' (.+)$')
+if not life or (mode == 'greet' and ARGV[6] == '1') then
+  life = ARGV[3]
+  redis.call('SET', KEYS[3], run .. ' ' .. life)
+end
+if mode == 'greet' then
+  return 1
+end
+
 -- Only the first entry is taken, and it goes in the same moment: whoever else has read it too, comes too late.
 if mode == 'door' then
-  local first = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', 1)[1]
+  local first = redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', 1)[1]
   if not first or first[1] ~= ARGV[9] then
     return 0
   end
 end
 
--- Another server, or this one after a restart, may lack what was numbered last: it never goes on counting.
-local log = redis.call('HMGET', numbers, 'run', 'epoch', 'seq')
+-- In another life it never goes on counting.
+local log = redis.call('HMGET', numbers, 'life', 'epoch', 'seq')
 local epoch, seq = log[2], tonumber(log[3])
-local begins = mode == 'renew' or log[1] ~= run or not epoch or not seq
+local begins = mode == 'renew' or log[1] ~= life or not epoch or not seq
 if begins then
   epoch, seq = ARGV[3], 0
-  redis.call('HSET', numbers, 'run', run, 'epoch', epoch, 'seq', '0')
+  redis.call('HSET', numbers, 'life', life, 'epoch', epoch, 'seq', '0')
   redis.call('DEL', messages)
 end
 
@@ -63,7 +77,7 @@ if mode == 'append' or mode == 'door' then
   redis.call('PEXPIRE', messages, ARGV[5])
   redis.call('EXPIRE', numbers, ARGV[4])
   if mode == 'door' then
-    redis.call('XDEL', KEYS[3], ARGV[9])
+    redis.call('XDEL', KEYS[4], ARGV[9])
   end
   return 1
 end

@@ -58,7 +58,7 @@ pub(super) struct DoorAppend<'a> {
 pub(super) struct LogScript {
     shared: Arc<Shared>,
     hash: Vec<u8>,
-    /// Which server this is, since when.
+    /// Which process the server is.
     run_id: String,
 }
 
@@ -78,7 +78,24 @@ impl LogScript {
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
         let run_id = run_id.map(str::trim).filter(|id| !id.is_empty());
         let run_id = run_id.ok_or(SessionError::NoRunId)?.to_owned();
-        Ok(Self { shared: Arc::clone(shared), hash, run_id })
+        let script = Self { shared: Arc::clone(shared), hash, run_id };
+        script.greet(connection)?;
+        Ok(script)
+    }
+
+    /// Has the server know that it counts from now on, before a replica of it could be told so.
+    fn greet(&self, connection: &mut Connection) -> Result<(), SessionError> {
+        let life = self.shared.channels.life();
+        // The keys of a log are not looked at.
+        let was_replica = self.shared.replica_seen.load(Ordering::Acquire);
+        let mut greeting = self.call(By::Hash, &[&life, &life], "greet");
+        greeting.arg(u8::from(was_replica));
+        connection.send_packed_command(&greeting.get_packed_command())?;
+        // A replica refuses it, and is found out by its role.
+        if !matches!(connection.recv_response()?, Value::ServerError(_)) && was_replica {
+            self.shared.replica_seen.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// A message of the queue. `None` when its target has no log; the queue has checked that.
@@ -97,7 +114,7 @@ impl LogScript {
     /// An entry of the door; the answer is 0 when another has taken it.
     pub(super) fn append_entry(&self, entry: &DoorAppend<'_>, commands: &mut Vec<u8>) {
         let (names, door) = (&entry.names, self.shared.channels.door());
-        self.call(By::Hash, &[&names.numbers, &names.messages, &door], "door")
+        self.call_with(By::Hash, &[&names.numbers, &names.messages], &[&door], "door")
             .arg(self.limits().messages)
             .arg(&names.channel)
             .arg(entry.origin.to_string())
@@ -139,8 +156,12 @@ impl LogScript {
         Some(())
     }
 
-    /// A call with the arguments that all modes have.
-    fn call(&self, by: By, keys: &[&str], mode: &str) -> Cmd {
+    fn call(&self, by: By, log: &[&str; 2], mode: &str) -> Cmd {
+        self.call_with(by, log, &[], mode)
+    }
+
+    /// A call with the keys and arguments that all modes have, and further keys.
+    fn call_with(&self, by: By, log: &[&str; 2], more: &[&str], mode: &str) -> Cmd {
         let mut command = match by {
             By::Hash => cmd("EVALSHA"),
             By::Text => cmd("EVAL"),
@@ -150,8 +171,10 @@ impl LogScript {
             By::Text => command.arg(TEXT),
         };
         command
-            .arg(keys.len())
-            .arg(keys)
+            .arg(log.len() + 1 + more.len())
+            .arg(log)
+            .arg(self.shared.channels.life())
+            .arg(more)
             .arg(mode)
             .arg(&self.run_id)
             .arg(self.shared.epochs.next())
