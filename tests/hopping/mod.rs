@@ -5,6 +5,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -38,7 +39,7 @@ const BURST: usize = 10;
 /// Notifications of one request.
 const BATCH: usize = 100;
 /// Nobody waits longer for an answer, whatever Redis does.
-const LONGEST_ANSWER: Duration = Duration::from_secs(8);
+const LONGEST_ANSWER: Duration = Duration::from_secs(5);
 /// Runs at once: more would only wait for each other.
 const RUNS_AT_ONCE: usize = 3;
 /// What hangs shows by its deadline; all that is kept fits, and nobody is pinged, however slow the machine.
