@@ -64,7 +64,8 @@ impl Replicated {
 
 /// What `INFO replication` says of this; nothing when it says nothing.
 fn replication(redis: &Redis, name: &str) -> String {
-    let text: String = redis::cmd("INFO").arg("replication").query(&mut redis.connection()).unwrap();
+    let text: String =
+        redis::cmd("INFO").arg("replication").query(&mut redis.connection()).unwrap();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     value.unwrap_or_default().trim().to_owned()
 }

@@ -59,6 +59,8 @@ fn a_thousand_clients_in_a_hundred_rooms_survive_a_restart_of_redis() {
         per_second: if full_size() { 400 } else { 120 },
         time: Duration::from_secs(2),
         stay: Duration::from_secs(if full_size() { 30 } else { 6 }),
+        // They all come back at once.
+        longest_answer: PATIENCE,
     };
     let totals = run_at(size, &instances, |world| {
         redis.kill();
@@ -303,9 +305,8 @@ fn join_leave_and_join_at_once_are_one_membership() {
         let messages = [message("join", 0, &room), message("leave", 1, &room)];
         let messages = [&messages[..], &[message("join", 2, &room)]].concat();
         let answers = pipeline(&mut client, &messages);
-        let is_second = |(answered, message): &&(usize, Value)| {
-            *answered == 3 && message["type"] == "joined"
-        };
+        let is_second =
+            |(answered, message): &&(usize, Value)| *answered == 3 && message["type"] == "joined";
         let joined = answers.iter().find(is_second).unwrap();
         let mut seq = joined.1["payload"]["seq"].as_u64().unwrap();
         assert!(seq <= before, "{answers:?}");
@@ -364,7 +365,8 @@ fn an_answer_comes_behind_the_own_copy_and_with_the_same_bytes_for_all() {
     let starts = [join(&mut here, "lobby"), join(&mut there, "lobby")];
     assert_eq!(starts[0], starts[1]);
     for n in 1..=rounds() {
-        let (sender, other) = if n % 2 == 0 { (&mut here, &mut there) } else { (&mut there, &mut here) };
+        let (sender, other) =
+            if n % 2 == 0 { (&mut here, &mut there) } else { (&mut there, &mut here) };
         sender.send_json(&message("broadcast", n, "lobby"));
         let own = sender.text();
         assert!(own.starts_with(&format!("{{\"seq\":{n},")), "{own}");

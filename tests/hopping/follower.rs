@@ -201,8 +201,11 @@ pub fn faults(followers: &[Follower], published: &[Vec<Published>]) -> Vec<Strin
             let count = missing.len();
             faults.push(format!("log {log}: {count} not seen and not told, {first:?} among them"));
         }
-        if follower.untold.is_some() {
-            faults.push(format!("log {log}: messages without a number, and no word of it"));
+        if let Some(since) = follower.untold {
+            let (since, position) = (since.elapsed(), &follower.position);
+            faults.push(format!(
+                "log {log}: messages without a number {since:?} ago, and no word of it: {position:?}"
+            ));
         }
         if follower.position.is_none() {
             faults.push(format!("log {log}: no position in the end"));

@@ -105,9 +105,7 @@ impl Client {
                 self.buffer.extend(&chunk[..length]);
                 true
             }
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 panic!("nothing came within {PATIENCE:?}")
             }
             // The process was stopped and goes on (signal(7)).
