@@ -289,6 +289,42 @@ fn the_line_of_one_stalls() {
     assert_was_away(&totals);
 }
 
+/// A second of silence is when Redis counts as away: what comes at that moment comes late, and yet it comes.
+#[test]
+fn redis_hangs_for_about_as_long_as_it_takes_to_give_it_up() {
+    let redis = Redis::start();
+    let totals = survive(&redis, |world| {
+        world.during("it hangs, over and over", || {
+            for tenths in [8, 9, 10, 10, 11, 11, 12, 13] {
+                redis.signal("STOP");
+                world.pause(SECOND * tenths / 10);
+                redis.signal("CONT");
+                world.pause(SECOND * 4 / 10);
+            }
+        });
+    });
+    assert_was_away(&totals);
+}
+
+#[test]
+fn the_lines_stall_for_about_as_long_as_it_takes_to_give_them_up() {
+    let redis = Redis::start();
+    let proxies = [Proxy::to(&redis.addr()), Proxy::to(&redis.addr())];
+    let instances = Instances::start(&[&proxies[0].addr(), &proxies[1].addr()], &[]);
+    let totals = run(&instances, |world| {
+        world.during("lines stall in turn", || {
+            for (turn, tenths) in [8, 9, 10, 10, 11, 11, 12, 13].into_iter().enumerate() {
+                let proxy = &proxies[turn % 2];
+                proxy.set(Mode::Stall);
+                world.pause(SECOND * tenths / 10);
+                proxy.set(Mode::Pass);
+                world.pause(SECOND * 4 / 10);
+            }
+        });
+    });
+    assert_was_away(&totals);
+}
+
 /// A member of its own room with a position, and another user who sends to it.
 struct Pair {
     member: Client,
