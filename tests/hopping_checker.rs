@@ -117,7 +117,10 @@ fn what_was_acknowledged_and_never_came_is_found() {
 #[test]
 fn what_was_said_without_a_number_and_without_a_word_of_it_is_found() {
     let follower = followed(&[unnumbered(1)]).unwrap();
-    assert_found(&[follower], &[], "no word of it");
+    assert_found(&[follower], &[(1, 1)], "1 without a number, and no word of it, (1, 1)");
+    // Told of what was before, and not of this.
+    let follower = followed(&[unnumbered(1), reset("f", 0), unnumbered(2)]).unwrap();
+    assert_found(&[follower], &[(1, 1), (1, 2)], "1 without a number, and no word of it, (1, 2)");
     let without = Event::Answered { position: None, recovered: Some(false) };
     let follower = followed(&[Event::Asked, without]).unwrap();
     assert_found(&[follower], &[], "no position");

@@ -60,8 +60,8 @@ pub struct Follower {
     pub not_recovered: u64,
     pub resets: u64,
     pub unnumbered: u64,
-    /// Since when it has something without a number, or without a position, and was not told.
-    pub untold: Option<Instant>,
+    /// What came without a number, or a position, since it was last told.
+    unplaced: Vec<Said>,
     /// Over the whole run.
     pub numbered: Vec<Seen>,
     on_connection: BTreeSet<Said>,
@@ -81,7 +81,7 @@ impl Follower {
             not_recovered: 0,
             resets: 0,
             unnumbered: 0,
-            untold: None,
+            unplaced: Vec::new(),
             numbered: Vec::new(),
             on_connection: BTreeSet::new(),
             since_told: BTreeSet::new(),
@@ -121,7 +121,7 @@ impl Follower {
                 self.tell(at);
                 self.position = Some(position);
             }
-            Event::Message(seq, said) => self.message(seq, said, at)?,
+            Event::Message(seq, said) => self.message(seq, said)?,
         }
         Ok(())
     }
@@ -129,11 +129,11 @@ impl Follower {
     /// From here on, everything counts anew.
     fn tell(&mut self, at: Instant) {
         self.told_at = Some(at);
-        self.untold = None;
+        self.unplaced.clear();
         self.since_told.clear();
     }
 
-    fn message(&mut self, seq: Option<u64>, said: Said, at: Instant) -> Result<(), &'static str> {
+    fn message(&mut self, seq: Option<u64>, said: Said) -> Result<(), &'static str> {
         if !self.is_live && !self.is_own {
             return Err("a message before the join was answered");
         }
@@ -142,14 +142,14 @@ impl Follower {
         }
         let Some(seq) = seq else {
             self.unnumbered += 1;
-            self.untold.get_or_insert(at);
+            self.unplaced.push(said);
             return Ok(());
         };
         if !self.is_live {
             return Ok(());
         }
         let Some(position) = &mut self.position else {
-            self.untold.get_or_insert(at);
+            self.unplaced.push(said);
             return Ok(());
         };
         if seq != position.seq + 1 {
@@ -161,6 +161,21 @@ impl Follower {
             return Err("twice since it was told last");
         }
         Ok(())
+    }
+
+    /// What came without a number and was sent after it was last told: of that it is still to be told. (What
+    /// was sent before may come behind a reset, from another instance that Redis had refused.)
+    pub fn untold(&self, published: &[Published]) -> Vec<Said> {
+        let is_due = |said: &Said| {
+            let sent = published.iter().find(|message| message.said == *said);
+            sent.is_none_or(|message| self.told_at.is_none_or(|told| message.sent_at > told))
+        };
+        self.unplaced.iter().copied().filter(is_due).collect()
+    }
+
+    /// How much came without a number behind the reset that told of it.
+    pub fn late(&self) -> usize {
+        self.unplaced.len()
     }
 
     /// What was published and acknowledged since it was last told, and that it has not got.
@@ -178,7 +193,7 @@ impl Follower {
         self.is_live
             && has_marker
             && self.position.is_some()
-            && self.untold.is_none()
+            && self.untold(published).is_empty()
             && self.missing(published).is_empty()
     }
 }
@@ -201,10 +216,11 @@ pub fn faults(followers: &[Follower], published: &[Vec<Published>]) -> Vec<Strin
             let count = missing.len();
             faults.push(format!("log {log}: {count} not seen and not told, {first:?} among them"));
         }
-        if let Some(since) = follower.untold {
-            let (since, position) = (since.elapsed(), &follower.position);
+        let untold = follower.untold(&published[log]);
+        if let Some(first) = untold.first() {
+            let (count, position) = (untold.len(), &follower.position);
             faults.push(format!(
-                "log {log}: messages without a number {since:?} ago, and no word of it: {position:?}"
+                "log {log}: {count} without a number, and no word of it, {first:?} among them: {position:?}"
             ));
         }
         if follower.position.is_none() {

@@ -176,6 +176,8 @@ pub struct Totals {
     pub resets: u64,
     /// Seen without a number.
     pub unnumbered: u64,
+    /// Seen without a number behind the reset that told of it.
+    pub late: usize,
     /// That have numbers in two epochs of their log.
     pub numbered_again: usize,
     /// The longest wait of a publisher or a joiner.
@@ -593,6 +595,7 @@ impl<'a> World<'a> {
             not_recovered: sum(|follower| follower.not_recovered),
             resets: sum(|follower| follower.resets),
             unnumbered: sum(|follower| follower.unnumbered),
+            late: followers.iter().map(Follower::late).sum(),
             numbered_again: numbered_again(followers),
             longest_answer: Duration::from_micros(self.counts.longest_micros.load(SeqCst)),
         }
