@@ -111,7 +111,7 @@ fn a_replica_that_lagged_takes_over_at_once() {
         proxy.retarget(&redis.master.addr());
         assert!(proxy.cut() > 0);
         until("a reset", || world.resets() > resets);
-        world.goes_on("at the old master", SECOND);
+        world.goes_on("at the old master", 2 * SECOND);
     });
     assert_told(&totals);
 }
