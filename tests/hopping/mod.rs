@@ -39,7 +39,7 @@ const BURST: usize = 10;
 /// Notifications of one request.
 const BATCH: usize = 100;
 /// Runs at once: more would only wait for each other.
-const RUNS_AT_ONCE: usize = 3;
+const RUNS_AT_ONCE: usize = 4;
 /// What hangs shows by its deadline; all that is kept fits, and nobody is pinged, however slow the machine.
 pub const SETTINGS: [(&str, &str); 5] = [
     ("RATE_LIMIT", "0"),
