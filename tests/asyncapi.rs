@@ -267,9 +267,14 @@ fn go_through_redis(recorder: &mut Recorder) {
     recorder.receive(&mut seller, "joined");
     recorder.send(&mut seller, &json!({"type": "resume", "id": 2, "payload": {}}));
     recorder.receive(&mut seller, "resumed");
-    redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-    for _ in 0..2 {
+    // Redis has forgotten where they were.
+    redis.run(&["FLUSHALL"]);
+    for (target, kind) in [(json!({"room": "seller-5"}), "room"), (json!({"user_id": 5}), "user")] {
+        let mut notification = json!({"event": kind});
+        notification.as_object_mut().unwrap().extend(target.as_object().unwrap().clone());
+        assert_eq!(service.notify(&notification).status, 200);
         recorder.receive(&mut seller, "reset");
+        recorder.receive(&mut seller, "notification");
     }
 }
 

@@ -27,7 +27,7 @@ use crate::runtime::clock::Moment;
 /// Copies that are read, and logs that are renewed, in one iteration of the loop.
 const ASKED_AT_ONCE: usize = 1000;
 /// After this a message that neither came back nor was given up is given up here.
-const PENDING_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(5);
+const PENDING_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(3);
 /// For so long a copy waits for messages that it lacks; then its members are told.
 const BEHIND_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(3);
 
@@ -182,7 +182,10 @@ impl Hub {
     fn deliver_here(&mut self, pending: Pending, ticket: Option<u64>, origin: Origin) -> usize {
         let Pending { target, members, .. } = pending;
         if target != Target::Everyone {
-            self.copies.unnumbered.note(&target, ticket);
+            match origin {
+                Origin::Here => self.copies.unnumbered.note_published(&target, Moment::now()),
+                Origin::Broker => self.copies.unnumbered.note(&target, ticket),
+            }
             self.copies.counts.unnumbered += 1;
         }
         self.deliver(Delivery { target, draft: Draft::object(&[&members]) }, origin)

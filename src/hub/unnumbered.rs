@@ -8,7 +8,8 @@ use crate::config::MAX_UNNUMBERED_LOGS;
 use crate::protocol::Target;
 use crate::runtime::clock::Moment;
 
-/// After this a renewal that came to nothing is asked for again.
+/// After this a renewal that came to nothing is asked for again. So long the first one waits where the message is
+/// on its way to the other instances: their members are to be told behind it.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// All such logs.
@@ -52,6 +53,15 @@ impl Unnumbered {
         // A renewal that is on its way may come before this.
         if gap.renewal.take().is_some() || is_new {
             self.unasked.push(target.clone());
+        }
+    }
+
+    /// Something was said in this log without a number, and goes to the other instances so.
+    pub(super) fn note_published(&mut self, target: &Target, now: Moment) {
+        self.note(target, None);
+        if let Some(gap) = self.logs.get_mut(target) {
+            self.last += 1;
+            gap.renewal = Some((self.last, now));
         }
     }
 
@@ -155,6 +165,18 @@ mod tests {
         assert!(
             !unnumbered.contains(&user(1)) && unnumbered.next(Moment::from_millis(0)).is_none()
         );
+    }
+
+    #[test]
+    fn where_the_message_is_on_its_way_the_renewal_waits() {
+        let mut unnumbered = Unnumbered::default();
+        unnumbered.note_published(&user(1), Moment::from_millis(0));
+        assert!(unnumbered.contains(&user(1)));
+        assert!(unnumbered.next(Moment::from_millis(0)).is_none());
+        unnumbered.ask_again(Moment::from_millis(2000));
+        let (_, renewal) = unnumbered.next(Moment::from_millis(2000)).unwrap();
+        unnumbered.renewed(&user(1), renewal);
+        assert!(!unnumbered.contains(&user(1)));
     }
 
     #[test]
