@@ -422,7 +422,8 @@ impl Hub {
         self.copies.last_reading += 1;
         self.copies.counts.readings += 1;
         (read.number, read.is_marked) = (self.copies.last_reading, false);
-        let (number, from_start) = (read.number, read.from_start);
+        // Of another epoch than the known one, all is new.
+        let (number, from_start) = (read.number, read.from_start || since.is_some());
         let reading = Reading { number, target: target.clone(), since, from_start };
         if let Some(log) = self.ordered_log() {
             log.read(reading);
@@ -446,7 +447,14 @@ impl Hub {
         let page = page(target, messages, now);
         let next = page.last().filter(|last| last.seq < end.seq);
         let next = next.map(|last| Position { epoch: Arc::clone(&end.epoch), seq: last.seq });
-        let is_same = self.history.position(log).is_some_and(|own| own.epoch == end.epoch);
+        let own = self.history.position(log);
+        let is_other = own.as_ref().is_some_and(|own| own.epoch != end.epoch);
+        let is_all = page.first().is_some_and(|first| first.seq == 1);
+        if is_other && is_all {
+            // All of the new epoch is here: who listens loses nothing of it.
+            self.go_to(log, target, &Position { epoch: Arc::clone(&end.epoch), seq: 0 });
+        }
+        let is_same = own.is_some() && (!is_other || is_all);
         let mut reached = 0;
         for message in page.iter().filter(|_| is_same) {
             if self.history.is_next(log, message.seq) {

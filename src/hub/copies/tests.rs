@@ -230,6 +230,8 @@ const HUBS: usize = 2;
 const LOGS: usize = 3;
 const OWN: usize = 2;
 const CLIENTS: usize = 3;
+/// In place of a publisher: that of a message whose order with others is not promised.
+const OVERTAKES: usize = usize::MAX;
 
 fn target(log: usize) -> Target {
     match log {
@@ -255,12 +257,14 @@ struct Followed {
     is_to_be_told: bool,
     seen: BTreeMap<usize, usize>,
     /// The last message of each publisher without a number, and with one, since it was told.
-    last: [[Option<usize>; HUBS + CLIENTS]; 2],
+    last: [BTreeMap<usize, usize>; 2],
 }
 
 #[derive(Default)]
 struct Follower {
     client: Option<(usize, Client)>,
+    /// Number of its connection; those below are backends.
+    connection: usize,
     logs: [Followed; LOGS],
     /// Of all that it broadcast with an id.
     answered: usize,
@@ -276,6 +280,7 @@ impl Follower {
     }
 
     fn come(&mut self, who: usize, hub: usize, bench: &mut Bench) {
+        self.connection += CLIENTS;
         self.client = Some((hub, bench.connect(&who.to_string(), "")));
         for log in Self::logs_of(who) {
             self.logs[log].asked.clear();
@@ -360,8 +365,10 @@ impl Follower {
             return;
         }
         let seq = message["seq"].as_u64().or(message["user_seq"].as_u64());
-        let last = followed.last[usize::from(seq.is_some())][said[n].2].replace(n);
-        assert!(last < Some(n), "a publisher's messages in another order: {text} behind {last:?}");
+        if said[n].2 != OVERTAKES {
+            let last = followed.last[usize::from(seq.is_some())].insert(said[n].2, n);
+            assert!(last < Some(n), "a publisher's messages out of order: {text} behind {last:?}");
+        }
         let Some(seq) = seq else {
             followed.is_to_be_told = true;
             followed.seen.entry(n).or_insert(step);
@@ -442,8 +449,8 @@ struct Game {
     world: Arc<Mutex<World>>,
     benches: Vec<Bench>,
     followers: [Follower; CLIENTS],
-    /// Of each message: its log, the step in which it was said, and by whom: a backend at this hub, or behind those
-    /// a client.
+    /// Of each message: its log, the step in which it was said, and by which backend or
+    /// connection.
     said: Vec<(usize, usize, usize)>,
     order: Order,
 }
@@ -466,7 +473,8 @@ impl Game {
             Bench::with_broker(config, Some(Arc::new(place)))
         });
         let benches = benches.collect();
-        let followers = Default::default();
+        let followers =
+            std::array::from_fn(|who| Follower { connection: HUBS + who, ..Follower::default() });
         Self { world, benches, followers, said: Vec::new(), order: Order::new() }
     }
 
@@ -531,7 +539,11 @@ impl Game {
             }
             Step::Refuse(hub) => {
                 let refused = self.world().links[hub].appends.pop_front();
-                if let Some((ticket, _)) = refused {
+                if let Some((ticket, outgoing)) = refused {
+                    let members = String::from_utf8(outgoing.members.to_vec()).unwrap();
+                    let n = members.rsplit(':').next().unwrap().trim_end_matches('}');
+                    // It does not wait for those that are on their way.
+                    self.said[n.parse::<usize>().unwrap()].2 = OVERTAKES;
                     self.hear(hub, Incoming::Refused(ticket));
                 }
             }
@@ -571,11 +583,12 @@ impl Game {
             room => format!(r#""room":"{room}","n":{n}}}"#),
         };
         let draft = Draft::object(&[members.as_bytes()]);
-        let sender = self.followers.iter_mut().enumerate().find(|(_, follower)| {
+        let sender = self.followers.iter_mut().find(|follower| {
             log != OWN && n % 2 == 0 && follower.client.as_ref().is_some_and(|(at, _)| *at == hub)
         });
-        self.said.push((log, now, sender.as_ref().map_or(hub, |(who, _)| HUBS + who)));
-        if let Some((_, follower)) = sender {
+        let connection = sender.as_ref().map(|follower| follower.connection);
+        self.said.push((log, now, connection.unwrap_or(hub)));
+        if let Some(follower) = sender {
             follower.broadcasts += 1;
             let room = room(&log.to_string());
             let broadcast = Broadcast { room, draft, permitted: true, id: id() };
