@@ -117,7 +117,7 @@ struct Kept {
 /// Why what a client missed cannot be given to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NotRecovered {
-    /// The numbers have begun anew since: the service has restarted, or has forgotten the log.
+    /// The numbers have begun anew since: who gives them has restarted, or has forgotten the log.
     OtherEpoch,
     /// Some of it is no longer kept.
     TooOld,
