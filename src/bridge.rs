@@ -1,11 +1,15 @@
 //! Connects the instances of the service: what one publishes reaches the clients of all others.
 //!
-//! The hub knows only the trait [`PubSub`], which [`RedisPubSub`] implements.
+//! The hub knows only the traits [`PubSub`] and [`OrderedLog`], which [`RedisPubSub`] implements.
 //!
 //! ```text
-//! hub ──publish──▶ queue ──▶ redis-pub ──PUBLISH──▶ Redis ──pmessage──▶ redis-sub ──handler──▶ hub
+//! hub ──append──▶ queue ──▶ redis-pub ──EVALSHA──▶ Redis ──pmessage──▶ redis-sub ──handler──▶ hub
 //!                               └──────── probe, once a second, comes back ────────┘
+//! hub ──read──▶ redis-history ──EVALSHA──▶ Redis ──answer──▶ redis-history ──handler──▶ hub
+//!                                            └──mark──▶ redis-sub ──handler──▶ hub
 //! ```
+//!
+//! Without history the hub publishes, and there is no `redis-history`.
 
 mod backoff;
 mod channel_names;
@@ -42,8 +46,8 @@ pub const QUEUE_BYTES: usize = 16 * crate::config::MIB;
 /// - **At most once.** Nothing is handed to the handler twice. A message that may or may not have
 ///   arrived, since the connection broke before its confirmation, is counted as lost and not sent again.
 ///   A message that cannot be sent now is dropped and counted, not delivered late.
-/// - **Own messages.** The handler never sees what its own instance published: the hub has delivered
-///   that already.
+/// - **Own messages.** The handler never sees what its own instance published by [`publish`](Self::publish):
+///   the hub has delivered that already.
 /// - **Back-pressure.** `publish` never waits and never logs, since the hub calls it: it hands over to
 ///   a bounded queue and reports when that is full. The handler may block for as long as it likes; the
 ///   implementation then reads no further.

@@ -182,7 +182,7 @@ pub struct RedisConfig {
     pub addr: Secret,
     /// `REDIS_PASSWORD`, default none.
     pub password: Option<Secret>,
-    /// `REDIS_PREFIX`, default none: put before every channel name.
+    /// `REDIS_PREFIX`, default none: put before the name of every channel and key.
     pub prefix: String,
 }
 
@@ -248,11 +248,11 @@ pub struct Config {
     /// `SEND_QUEUE_BYTES`, default 1 MiB: largest backlog; one frame always fits an empty one.
     pub send_queue_bytes: usize,
     /// `HISTORY_MESSAGES`, default 100: messages kept of each room and of each user's notifications, for
-    /// clients that come back. 0 turns numbers and recovery off.
+    /// clients that come back; the same on all instances. 0 turns numbers and recovery off.
     pub history_messages: usize,
-    /// `HISTORY_TTL`, default 120 s: how long a message is kept.
+    /// `HISTORY_TTL`, default 120 s: how long a message is kept; the same on all instances.
     pub history_ttl: Duration,
-    /// `HISTORY_BYTES`, default 64 MiB: of all kept messages together; the rooms and users that have been
+    /// `HISTORY_BYTES`, default 64 MiB: of all messages kept in this process; the rooms and users that have been
     /// silent for longest lose theirs first.
     pub history_bytes: usize,
     /// `WRITE_TIMEOUT`, default 5 s: within it the frame at the head of a backlog must be sent.

@@ -86,8 +86,8 @@ pub struct BridgeCounters {
     pub published: Counter,
     /// Messages of others that were handed to the handler.
     pub received: Counter,
-    /// Connections to the broker that were made again after one was lost; publisher and subscriber
-    /// have one each.
+    /// Connections to the broker that were made again after one was lost: the publisher's and the
+    /// subscriber's.
     pub reconnects: Counter,
     /// Messages that were dropped, by reason.
     pub dropped: CountBy<DropReason>,

@@ -40,6 +40,10 @@ pub(super) struct Copies {
     readings: HashMap<Target, Read>,
     /// Number of the last reading.
     last_reading: u64,
+    /// Logs of which the last reading was not answered; they are read again with the next tick.
+    unread: Vec<Target>,
+    /// What all readings from the start have collected.
+    collected_bytes: usize,
     /// Connections that wait for a log to be read.
     waiting: HashMap<Target, Vec<ConnectionKey>>,
     /// Messages of this instance that are not back yet.
@@ -145,7 +149,10 @@ impl Hub {
             }
             Incoming::Refused(ticket) => self.give_up(ticket.into(), true),
             Incoming::Away(last) => self.go_away(last),
-            Incoming::Back => self.copies.is_up = true,
+            Incoming::Back => {
+                self.copies.is_up = true;
+                self.read_again();
+            }
         }
     }
 
@@ -493,10 +500,11 @@ impl Hub {
         (page, epoch): (Vec<KeptFrame>, Arc<str>),
         next: Option<Position>,
     ) -> usize {
-        let most_bytes = self.config.history_bytes;
         let Some(read) = self.copies.readings.get_mut(target) else { return 0 };
         if read.from_start {
-            read.collect(page, epoch, most_bytes);
+            let others = self.copies.collected_bytes.saturating_sub(read.collected_bytes);
+            read.collect(page, epoch, self.config.history_bytes.saturating_sub(others));
+            self.copies.collected_bytes = others + read.collected_bytes;
         }
         if next.is_some() {
             // All of this is in the next answer.
@@ -505,7 +513,7 @@ impl Hub {
             self.ask(target, next);
             return 0;
         }
-        let Some(read) = self.copies.readings.remove(target) else { return 0 };
+        let Some(read) = self.end_reading(target) else { return 0 };
         self.history.freshen(log);
         if read.from_start {
             let messages = read.collected.into_iter().map(|kept| (kept.frame, kept.at)).collect();
@@ -516,17 +524,36 @@ impl Hub {
         reached
     }
 
+    fn end_reading(&mut self, target: &Target) -> Option<Read> {
+        let read = self.copies.readings.remove(target)?;
+        let copies = &mut self.copies;
+        copies.collected_bytes = copies.collected_bytes.saturating_sub(read.collected_bytes);
+        Some(read)
+    }
+
     /// The broker did not answer: the log stays stale.
     fn fail_reading(&mut self, target: &Target) -> usize {
-        let Some(read) = self.copies.readings.remove(target) else { return 0 };
+        let Some(read) = self.end_reading(target) else { return 0 };
         let reached = self.follow_held(target, read.held);
         if let Some(log) = self.history.find(target) {
-            self.history.doubt(log);
+            self.history.set_aside(log);
+            self.copies.unread.push(target.clone());
         }
         if !self.copies.is_up {
             self.wake(target);
         }
         reached
+    }
+
+    /// Logs that could not be read are read again.
+    fn read_again(&mut self) {
+        for target in std::mem::take(&mut self.copies.unread) {
+            if !self.copies.readings.contains_key(&target)
+                && let Some(log) = self.history.find(&target)
+            {
+                self.history.doubt(log);
+            }
+        }
     }
 
     fn follow_held(&mut self, target: &Target, held: Vec<LogEvent>) -> usize {
@@ -562,7 +589,9 @@ impl Hub {
     /// The stream goes on behind a break: what it brought before is all that comes of it, and every copy is stale.
     fn break_off(&mut self) {
         self.history.break_off();
+        self.read_again();
         let readings = std::mem::take(&mut self.copies.readings);
+        self.copies.collected_bytes = 0;
         for (target, read) in readings {
             self.drop_held(&target, read.held);
         }
@@ -644,6 +673,7 @@ impl Hub {
         }
         self.wake_all();
         if self.copies.is_up {
+            self.read_again();
             self.copies.unnumbered.ask_again(now);
         }
     }

@@ -117,7 +117,7 @@ struct Kept {
 /// Why what a client missed cannot be given to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NotRecovered {
-    /// The numbers have begun anew since: the service has restarted, or has forgotten the log.
+    /// The numbers have begun anew since: who gives them has restarted, or has forgotten the log.
     OtherEpoch,
     /// Some of it is no longer kept.
     TooOld,
@@ -525,7 +525,15 @@ impl History {
         self.by_age.push_last(&mut self.logs, key);
     }
 
-    /// It may not be the end of the broker's.
+    /// It is stale, and is not to be read before [`Self::doubt`].
+    pub fn set_aside(&mut self, key: LogKey) {
+        if let Some(log) = self.logs.get_mut(key) {
+            log.stream = 0;
+        }
+        self.by_age.remove(&mut self.logs, key);
+    }
+
+    /// It may not be the end of the broker's: it is to be read first.
     pub fn doubt(&mut self, key: LogKey) {
         if let Some(log) = self.logs.get_mut(key) {
             log.stream = 0;
