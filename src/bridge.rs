@@ -59,7 +59,8 @@ pub const QUEUE_BYTES: usize = 16 * crate::config::MIB;
 /// - **Foreign messages.** What other systems publish is checked before it reaches the handler; what is
 ///   not understood is counted and dropped.
 pub trait PubSub: Send + Sync {
-    /// Hands one message over, without waiting. Only messages for users, rooms and everyone are published;
+    /// Hands one message over, without waiting. With an ordered log, one for a room or a user is one that was
+    /// refused there: the others are told so. Only messages for users, rooms and everyone are published;
     /// those for other targets stay on this instance.
     ///
     /// # Errors
@@ -229,6 +230,8 @@ pub struct Logged {
 pub enum Incoming {
     /// A message without a number; in the order of the stream.
     Message(Delivery),
+    /// A message for a room or a user to which the broker refused a number; in the order of the stream.
+    Unnumbered(Delivery),
     /// What was published before now, and did not come, will not come any more; in the order of the stream.
     BrokenOff,
     /// A numbered message; in the order of the stream.

@@ -918,7 +918,7 @@ fn the_door_sorts_out_what_is_bad_or_too_old() {
     a.wait_for_lines(5);
 }
 
-/// The rights that the README is to name.
+/// The rights that docs/OPERATIONS.md names.
 const RIGHTS: &str = "+role +info +script|load +eval +evalsha +publish +psubscribe +punsubscribe +unsubscribe +ping \
                       +scan +time +hmget +hset +get +set +del +expire +pexpire +xadd +xdel +xrange \
                       +xread +xtrim";

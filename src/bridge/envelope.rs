@@ -3,7 +3,8 @@
 //!
 //! Published is the JSON object that clients get, with one member added in front:
 //! `{"origin":"<uuid>:<n>",…}`. Behind it a numbered message has its place in its log:
-//! `"log":"<epoch>:<seq>",`. They always stand at the same place, so they are cut off without parsing.
+//! `"log":"<epoch>:<seq>",`; one that should have a number and has none: `"log":"",`. They always stand at the
+//! same place, so they are cut off without parsing.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -32,13 +33,24 @@ pub(super) struct Envelope {
     pub(super) number: u64,
 }
 
+/// Whether a message has a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Numbering {
+    /// There is none for it.
+    None,
+    /// Its place in its log.
+    Position(Position),
+    /// The broker refused it one.
+    Refused,
+}
+
 /// A message without its envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unwrapped<'a> {
     /// Who published it.
     pub(super) origin: Envelope,
-    /// Its place in its log, if it is numbered.
-    pub(super) position: Option<Position>,
+    /// Whether it has a number.
+    pub(super) numbering: Numbering,
     /// The members and the closing brace.
     pub(super) members: &'a str,
 }
@@ -50,20 +62,29 @@ impl Envelope {
         [head.as_bytes(), members].concat()
     }
 
+    /// The same, of a message to which the broker refused a number.
+    pub(super) fn wrap_refused(self, members: &[u8]) -> Vec<u8> {
+        self.wrap(&[LOG.as_bytes(), br#""","#, members].concat())
+    }
+
     /// Takes a message apart. `None` when the text does not begin in exactly this form: then it comes from
     /// another system.
     pub(super) fn unwrap(text: &str) -> Option<Unwrapped<'_>> {
         let (origin, rest) = text.strip_prefix(OPENING)?.split_once('"')?;
         let origin = Self::parse(origin)?;
         let rest = rest.strip_prefix(',')?;
-        let (position, members) = match rest.strip_prefix(LOG) {
-            None => (None, rest),
+        let (numbering, members) = match rest.strip_prefix(LOG) {
+            None => (Numbering::None, rest),
             Some(rest) => {
                 let (position, rest) = rest.strip_prefix('"')?.split_once('"')?;
-                (Some(parse_position(position)?), rest.strip_prefix(',')?)
+                let numbering = match position {
+                    "" => Numbering::Refused,
+                    position => Numbering::Position(parse_position(position)?),
+                };
+                (numbering, rest.strip_prefix(',')?)
             }
         };
-        (members != "}").then_some(Unwrapped { origin, position, members })
+        (members != "}").then_some(Unwrapped { origin, numbering, members })
     }
 
     /// Reads what `Display` writes.

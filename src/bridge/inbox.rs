@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::channel_names::{ChannelNames, Source, parse_log_name};
-use super::envelope::{ENVELOPE_BYTES, Envelope, Seen, is_epoch};
+use super::envelope::{ENVELOPE_BYTES, Envelope, Numbering, Seen, is_epoch};
 use super::{DropReason, Incoming, Logged};
 use crate::config::MAX_NOTIFICATION_BYTES;
 use crate::protocol::json::parse_object;
@@ -69,9 +69,11 @@ impl Inbox {
         };
         let draft = || Draft::object(&[message.members.as_bytes()]);
         let is_own = message.origin.instance == self.instance;
-        if let Some(position) = message.position.filter(|_| self.has_log) {
+        if let Numbering::Position(position) = &message.numbering
+            && self.has_log
+        {
             let ticket = is_own.then_some(message.origin.number);
-            let logged = Logged { target, position, ticket, draft: draft() };
+            let logged = Logged { target, position: position.clone(), ticket, draft: draft() };
             return Ok(Inbound::Deliver(Incoming::Logged(logged)));
         }
         if is_own && self.has_log {
@@ -83,6 +85,10 @@ impl Inbox {
         }
         if !self.seen.advance(message.origin) {
             return Err(DropReason::Repeated);
+        }
+        if message.numbering == Numbering::Refused && self.has_log {
+            let delivery = Delivery { target, draft: draft() };
+            return Ok(Inbound::Deliver(Incoming::Unnumbered(delivery)));
         }
         Ok(deliver(target, draft()))
     }

@@ -153,7 +153,7 @@ impl RedisPubSub {
             epochs: Epochs::new(),
             queue,
             requests: ask,
-            link: Link::new(address),
+            link: Link::new(address, limits.messages > 0),
             counters,
             confirmed_probe: AtomicU64::new(0),
             confirmed_ticket: AtomicU64::new(0),

@@ -99,6 +99,8 @@ pub(super) enum LogEvent {
     Logged(Logged),
     /// It has begun anew.
     Renewed(Arc<str>, Option<u64>),
+    /// Another instance has said this without a number.
+    Unnumbered(Draft),
     /// A reading's place in the stream.
     Marked(u64),
     /// A reading's answer.
@@ -133,6 +135,9 @@ impl Hub {
             Incoming::BrokenOff => self.break_off(),
             Incoming::Logged(logged) => {
                 self.publish(Work::Log(logged.target.clone(), LogEvent::Logged(logged)));
+            }
+            Incoming::Unnumbered(Delivery { target, draft }) => {
+                self.publish(Work::Log(target, LogEvent::Unnumbered(draft)));
             }
             Incoming::Renewed { target, epoch, renewal } => {
                 self.publish(Work::Log(target, LogEvent::Renewed(epoch, renewal)));
@@ -243,7 +248,7 @@ impl Hub {
                     (None, _) => 0,
                 }
             }
-            event @ (LogEvent::Logged(_) | LogEvent::Renewed(..)) => {
+            event @ (LogEvent::Logged(_) | LogEvent::Renewed(..) | LogEvent::Unnumbered(_)) => {
                 // Behind a reading's place it is not in the answer, and comes after it.
                 let read = self.copies.readings.get_mut(&target);
                 match read.filter(|read| read.is_marked) {
@@ -277,10 +282,14 @@ impl Hub {
                         self.go_to(log, target, &position);
                     }
                 }
-                if let Some(renewal) = renewal {
-                    self.copies.unnumbered.renewed(target, renewal);
-                }
+                self.copies.unnumbered.renewed(target, renewal);
                 0
+            }
+            LogEvent::Unnumbered(draft) => {
+                self.broker.give_back(draft.len());
+                self.copies.unnumbered.note_foreign(target, Moment::now());
+                let delivery = Delivery { target: target.clone(), draft };
+                self.deliver(delivery, Origin::Broker)
             }
             _ => 0,
         }
@@ -313,7 +322,7 @@ impl Hub {
             }
             Place::Ahead | Place::OtherEpoch => _ = self.go_to(log, &target, &before),
         }
-        self.history.freshen(log);
+        self.history.freshen(log, now);
         let frame = draft.complete(Some(number(&target, position.seq))).frame;
         self.append(log, &target, KeptFrame { seq: position.seq, ticket, frame, at: now })
     }
@@ -420,7 +429,7 @@ impl Hub {
         self.copies.readings.insert(target.clone(), Read::new(from_start));
         let since = if from_start { None } else { self.history.position(log) };
         self.ask(target, since);
-        self.history.freshen(log);
+        self.history.freshen(log, Moment::now());
     }
 
     /// Asks for a page of what is being read.
@@ -514,7 +523,7 @@ impl Hub {
             return 0;
         }
         let Some(read) = self.end_reading(target) else { return 0 };
-        self.history.freshen(log);
+        self.history.freshen(log, Moment::now());
         if read.from_start {
             let messages = read.collected.into_iter().map(|kept| (kept.frame, kept.at)).collect();
             self.history.fill(log, messages, Moment::now());
@@ -560,14 +569,15 @@ impl Hub {
         held.into_iter().map(|event| self.follow_log(target.clone(), event)).sum()
     }
 
+    /// What was held is in the next answer, but for what has no number.
     fn drop_held(&mut self, target: &Target, held: Vec<LogEvent>) {
         for event in held {
             match event {
                 LogEvent::Logged(logged) => self.broker.give_back(logged.draft.len()),
-                LogEvent::Renewed(_, Some(renewal)) => {
+                LogEvent::Renewed(_, renewal) => {
                     self.copies.unnumbered.renewed(target, renewal);
                 }
-                _ => {}
+                event => _ = self.follow_stream(target, event),
             }
         }
     }
@@ -631,8 +641,10 @@ impl Hub {
 
     /// Whether [`Self::catch_up`] has something to do.
     pub(super) fn is_behind(&self) -> bool {
-        let asks = self.history.next_stale().is_some() || self.copies.unnumbered.has_unasked();
-        !self.copies.given_up.is_empty() || (self.copies.is_up && asks)
+        let asks = || {
+            self.history.next_stale(Moment::now()).is_some() || self.copies.unnumbered.has_unasked()
+        };
+        !self.copies.given_up.is_empty() || (self.copies.is_up && asks())
     }
 
     /// Gives up what the broker did not take, has stale copies read, and logs renewed in which something was said
@@ -644,18 +656,19 @@ impl Hub {
         if !self.copies.is_up {
             return;
         }
+        let now = Moment::now();
         for _ in 0..ASKED_AT_ONCE {
-            let Some(log) = self.history.next_stale() else { break };
+            let Some(log) = self.history.next_stale(now) else { break };
             let Some(target) = self.history.target(log).cloned() else { break };
             let is_wanted = self.copies.waiting.contains_key(&target)
                 || self.copies.readings.contains_key(&target);
             if is_wanted || !self.history.forget_vacant(log) {
-                self.history.freshen(log);
+                self.history.freshen(log, Moment::now());
                 self.read(log, &target, false);
             }
         }
         for _ in 0..ASKED_AT_ONCE {
-            let Some((target, renewal)) = self.copies.unnumbered.next(Moment::now()) else { break };
+            let Some((target, renewal)) = self.copies.unnumbered.next(now) else { break };
             self.copies.counts.renewals += 1;
             if let Some(log) = self.ordered_log() {
                 log.renew(target, renewal);

@@ -82,7 +82,9 @@ impl HubHandle {
     /// [`HubGone`] when the hub has ended.
     pub fn hear(&self, incoming: Incoming) -> Result<(), HubGone> {
         match &incoming {
-            Incoming::Message(Delivery { draft, .. }) | Incoming::Logged(Logged { draft, .. }) => {
+            Incoming::Message(Delivery { draft, .. })
+            | Incoming::Unnumbered(Delivery { draft, .. })
+            | Incoming::Logged(Logged { draft, .. }) => {
                 self.broker.take(draft.len())?;
             }
             // On their own: messages of the stream may have to wait for them.

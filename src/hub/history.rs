@@ -87,6 +87,8 @@ struct Log {
     target: Target,
     /// `None`: not known, as the broker has not been asked, or has not answered.
     epoch: Option<Arc<str>>,
+    /// When it was last known to be the end of the broker's log.
+    fresh: Moment,
     /// The stream in which this was last the end of the broker's log; 0 is none.
     stream: u32,
     /// Whether the broker has no messages that this lacks.
@@ -266,6 +268,7 @@ impl History {
         let key = self.logs.insert(Box::new(Log {
             target: target.clone(),
             epoch: (!self.is_copy).then(|| Arc::clone(&self.epoch)),
+            fresh: Moment::NEVER,
             stream: 0,
             is_whole: !self.is_copy,
             owes_position: false,
@@ -511,16 +514,19 @@ impl History {
         log.epoch.is_some() && log.stream == self.stream && !lacks
     }
 
-    /// The log that is stale for longest, if any is.
-    pub fn next_stale(&self) -> Option<LogKey> {
+    /// The log that is stale for longest, if any is. One that was silent for half the time that the broker remembers
+    /// its number is stale too: who reads it has it remembered.
+    pub fn next_stale(&self, now: Moment) -> Option<LogKey> {
         let first = self.by_age.first()?;
-        self.logs.get(first).filter(|log| log.stream != self.stream).map(|_| first)
+        let is_stale =
+            |log: &&Box<Log>| log.stream != self.stream || now.since(log.fresh) > NUMBERS_TTL / 2;
+        self.logs.get(first).filter(is_stale).map(|_| first)
     }
 
     /// It is the end of the broker's, or is being read.
-    pub fn freshen(&mut self, key: LogKey) {
+    pub fn freshen(&mut self, key: LogKey, now: Moment) {
         if let Some(log) = self.logs.get_mut(key) {
-            log.stream = self.stream;
+            (log.stream, log.fresh) = (self.stream, now);
         }
         self.by_age.push_last(&mut self.logs, key);
     }

@@ -24,9 +24,15 @@ pub(super) struct Unnumbered {
     last: u64,
 }
 
+/// The same, where another instance is to ask first.
+const ASK_FOR_OTHERS: Duration = Duration::from_secs(6);
+
 /// A log in which something was said without a number.
 #[derive(Debug, Default)]
 struct Gap {
+    /// Another instance said all of it, and the stream has brought it: any renewal that the stream brings behind it
+    /// will do.
+    is_foreign: bool,
     /// By which messages could still turn up in the log, although they were delivered here.
     tickets: Vec<u64>,
     renewal: Renewal,
@@ -50,6 +56,7 @@ impl Unnumbered {
         let is_new = !self.logs.contains_key(target);
         let gap = self.logs.entry(target.clone()).or_default();
         gap.tickets.extend(ticket);
+        gap.is_foreign = false;
         // A renewal that is on its way may come before this.
         if gap.renewal.take().is_some() || is_new {
             self.unasked.push(target.clone());
@@ -62,6 +69,17 @@ impl Unnumbered {
         if let Some(gap) = self.logs.get_mut(target) {
             self.last += 1;
             gap.renewal = Some((self.last, now));
+        }
+    }
+
+    /// Another instance said something in this log without a number, and has it renewed.
+    pub(super) fn note_foreign(&mut self, target: &Target, now: Moment) {
+        let is_own = self.logs.get(target).is_some_and(|gap| !gap.is_foreign);
+        if !is_own && self.all.is_none() {
+            self.note_published(target, now);
+            if let Some(gap) = self.logs.get_mut(target) {
+                gap.is_foreign = true;
+            }
         }
     }
 
@@ -83,10 +101,12 @@ impl Unnumbered {
         }
     }
 
-    /// This renewal is done.
-    pub(super) fn renewed(&mut self, target: &Target, renewal: u64) {
-        let gap = self.logs.get(target);
-        if gap.is_some_and(|gap| gap.renewal.is_some_and(|(number, _)| number == renewal)) {
+    /// The stream has brought a renewal, of this number where this instance asked for it.
+    pub(super) fn renewed(&mut self, target: &Target, renewal: Option<u64>) {
+        let is_asked = |gap: &Gap| {
+            gap.renewal.is_some_and(|(number, _)| renewal.is_some_and(|it| it == number))
+        };
+        if self.logs.get(target).is_some_and(|gap| gap.is_foreign || is_asked(gap)) {
             self.logs.remove(target);
             if self.logs.is_empty() {
                 self.logs.shrink_to_fit();
@@ -125,12 +145,16 @@ impl Unnumbered {
 
     /// Has renewals asked for again that came to nothing.
     pub(super) fn ask_again(&mut self, now: Moment) {
-        let is_late =
-            |renewal: &Renewal| renewal.is_some_and(|(_, asked)| now.since(asked) >= ASK_AGAIN);
-        if self.all.as_ref().is_some_and(is_late) {
+        let is_late = |renewal: &Renewal, patience| {
+            renewal.is_some_and(|(_, asked)| now.since(asked) >= patience)
+        };
+        if self.all.as_ref().is_some_and(|renewal| is_late(renewal, ASK_AGAIN)) {
             self.all = Some(None);
         }
-        for (target, gap) in self.logs.iter_mut().filter(|(_, gap)| is_late(&gap.renewal)) {
+        let is_due = |gap: &Gap| {
+            is_late(&gap.renewal, if gap.is_foreign { ASK_FOR_OTHERS } else { ASK_AGAIN })
+        };
+        for (target, gap) in self.logs.iter_mut().filter(|(_, gap)| is_due(gap)) {
             gap.renewal = None;
             self.unasked.push(target.clone());
         }
@@ -156,12 +180,12 @@ mod tests {
         assert_eq!(target, Some(user(1)));
         assert!(!unnumbered.has_unasked() && unnumbered.was_delivered(&user(1), 7));
         unnumbered.note(&user(1), None);
-        unnumbered.renewed(&user(1), first);
+        unnumbered.renewed(&user(1), Some(first));
         assert!(unnumbered.contains(&user(1)));
         let (_, second) = unnumbered.next(Moment::from_millis(0)).unwrap();
         unnumbered.begins_anew(&user(1));
         assert!(!unnumbered.was_delivered(&user(1), 7));
-        unnumbered.renewed(&user(1), second);
+        unnumbered.renewed(&user(1), Some(second));
         assert!(
             !unnumbered.contains(&user(1)) && unnumbered.next(Moment::from_millis(0)).is_none()
         );
@@ -175,8 +199,26 @@ mod tests {
         assert!(unnumbered.next(Moment::from_millis(0)).is_none());
         unnumbered.ask_again(Moment::from_millis(2000));
         let (_, renewal) = unnumbered.next(Moment::from_millis(2000)).unwrap();
-        unnumbered.renewed(&user(1), renewal);
+        unnumbered.renewed(&user(1), Some(renewal));
         assert!(!unnumbered.contains(&user(1)));
+    }
+
+    #[test]
+    fn what_others_said_is_renewed_by_anyone_or_at_last_here() {
+        let mut unnumbered = Unnumbered::default();
+        unnumbered.note_foreign(&user(1), Moment::from_millis(0));
+        unnumbered.note_foreign(&user(2), Moment::from_millis(0));
+        unnumbered.renewed(&user(1), None);
+        assert!(!unnumbered.contains(&user(1)) && unnumbered.contains(&user(2)));
+        unnumbered.ask_again(Moment::from_millis(5999));
+        assert!(unnumbered.next(Moment::from_millis(5999)).is_none());
+        unnumbered.ask_again(Moment::from_millis(6000));
+        assert_eq!(unnumbered.next(Moment::from_millis(6000)).unwrap().0, Some(user(2)));
+        // What was said here since needs a renewal of its own.
+        unnumbered.note(&user(2), None);
+        unnumbered.note_foreign(&user(2), Moment::from_millis(6000));
+        unnumbered.renewed(&user(2), None);
+        assert!(unnumbered.contains(&user(2)));
     }
 
     #[test]

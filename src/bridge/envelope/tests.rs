@@ -17,8 +17,13 @@ fn wrapped(origin: Envelope, members: &str) -> String {
 type Parts<'a> = (Envelope, Option<(String, u64)>, &'a str);
 
 fn unwrapped(text: &str) -> Option<Parts<'_>> {
-    let Unwrapped { origin, position, members } = Envelope::unwrap(text)?;
-    Some((origin, position.map(|at| (at.epoch.to_string(), at.seq)), members))
+    let Unwrapped { origin, numbering, members } = Envelope::unwrap(text)?;
+    let position = match numbering {
+        Numbering::None => None,
+        Numbering::Position(at) => Some((at.epoch.to_string(), at.seq)),
+        Numbering::Refused => Some((String::new(), 0)),
+    };
+    Some((origin, position, members))
 }
 
 #[test]
@@ -35,10 +40,12 @@ fn the_place_in_a_log_comes_off_too() {
     assert_eq!(unwrapped(&wire), Some((origin(7), Some(("a1-2".to_owned(), 3)), r#""a":1}"#)));
     let later = format!(r#"{{"origin":"{ID}:7","a":1,"log":"a:1"}}"#);
     assert_eq!(unwrapped(&later), Some((origin(7), None, r#""a":1,"log":"a:1"}"#)));
+    let refused = String::from_utf8(origin(7).wrap_refused(br#""a":1}"#)).unwrap();
+    assert_eq!(refused, format!(r#"{{"origin":"{ID}:7","log":"","a":1}}"#));
+    assert_eq!(unwrapped(&refused), Some((origin(7), Some((String::new(), 0)), r#""a":1}"#)));
     let long = "x".repeat(65);
     for log in [
         "5",
-        "\"\"",
         "\"a\"",
         "\":1\"",
         "\"a:\"",

@@ -10,6 +10,8 @@ use super::SessionError;
 #[derive(Debug)]
 pub(super) struct Link {
     address: String,
+    /// What it means for messages when it is down.
+    without: &'static str,
     connected: AtomicBool,
     sides: Mutex<Sides>,
 }
@@ -35,9 +37,14 @@ enum Told {
 }
 
 impl Link {
-    /// A link to this address, not connected.
-    pub(super) fn new(address: String) -> Self {
-        Self { address, connected: AtomicBool::new(false), sides: Mutex::default() }
+    /// A link to this address, not connected; with a log, messages have no numbers while it is down.
+    pub(super) fn new(address: String, has_log: bool) -> Self {
+        let without = if has_log {
+            "messages stay on this instance and get no numbers"
+        } else {
+            "messages stay on this instance"
+        };
+        Self { address, without, connected: AtomicBool::new(false), sides: Mutex::default() }
     }
 
     /// Whether messages flow both ways.
@@ -114,7 +121,7 @@ impl Link {
         };
         if is_news {
             sides.told = Some(now);
-            log::warn!(redis, side, reason:%; "redis is disconnected, messages stay on this instance");
+            log::warn!(redis, side, reason:%; "redis is disconnected, {}", self.without);
         } else {
             log::debug!(redis, side, reason:%; "redis is still disconnected");
         }
@@ -127,7 +134,7 @@ mod tests {
 
     #[test]
     fn it_is_connected_only_while_both_sides_are() {
-        let link = Link::new("localhost:1".into());
+        let link = Link::new("localhost:1".into(), true);
         let mut states = Vec::new();
         let mut then = |step: &dyn Fn(&Link)| {
             step(&link);

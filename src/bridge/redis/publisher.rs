@@ -240,7 +240,11 @@ impl Publisher {
     fn publish(&self, queued: &Queued, commands: &mut Vec<u8>) -> Option<()> {
         let channel = self.shared.channels.of(&queued.outgoing.target)?;
         let origin = Envelope { instance: self.shared.instance, number: queued.number };
-        publish(&channel, &origin.wrap(&queued.outgoing.members), commands);
+        // With a log, what is for a room or a user is published so only when Redis has refused it a number.
+        let is_refused = self.shared.has_log() && queued.outgoing.target != Target::Everyone;
+        let members = &queued.outgoing.members;
+        let wrapped = if is_refused { origin.wrap_refused(members) } else { origin.wrap(members) };
+        publish(&channel, &wrapped, commands);
         Some(())
     }
 

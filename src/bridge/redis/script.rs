@@ -87,14 +87,17 @@ impl LogScript {
     fn greet(&self, connection: &mut Connection) -> Result<(), SessionError> {
         let life = self.shared.channels.life();
         // The keys of a log are not looked at.
-        let was_replica = self.shared.replica_seen.load(Ordering::Acquire);
+        // One of the threads begins the new life.
+        let was_replica = self.shared.replica_seen.swap(false, Ordering::AcqRel);
         let mut greeting = self.call(By::Hash, &[&life, &life], "greet");
         greeting.arg(u8::from(was_replica));
         connection.send_packed_command(&greeting.get_packed_command())?;
         // A replica refuses it, and is found out by its role.
-        if !matches!(connection.recv_response()?, Value::ServerError(_)) && was_replica {
-            self.shared.replica_seen.store(false, Ordering::Release);
+        let answer = connection.recv_response();
+        if was_replica && !matches!(answer, Ok(Value::Int(_))) {
+            self.shared.replica_seen.store(true, Ordering::Release);
         }
+        answer?;
         Ok(())
     }
 

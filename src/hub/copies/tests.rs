@@ -16,7 +16,7 @@ use crate::bridge::{
     NotClosed, OrderedLog, Outgoing, PubSub, Reading, Unanswered,
 };
 use crate::config::Config;
-use crate::hub::{Broadcast, Said, Target};
+use crate::hub::{Broadcast, Delivery, Said, Target};
 use crate::protocol::{Draft, Id, MessageId, Position};
 use crate::runtime::clock::Moment;
 
@@ -34,8 +34,8 @@ struct Link {
     is_open: bool,
     is_subscribed: bool,
     ticket: u64,
-    /// On their way to the broker.
-    appends: VecDeque<(u64, Outgoing)>,
+    /// On their way to the broker; `None` stands for one that it has refused, and that is only passed on.
+    appends: VecDeque<(Option<u64>, Outgoing)>,
     requests: VecDeque<Request>,
     /// On their way to the hub.
     stream: VecDeque<Incoming>,
@@ -85,6 +85,14 @@ impl World {
         let Some((ticket, outgoing)) = self.links[from].appends.pop_front() else { return };
         let kept = self.kept;
         let draft = Draft::object(&[&outgoing.members]);
+        let Some(ticket) = ticket else {
+            let delivery = Delivery { target: outgoing.target, draft };
+            let others = self.links.iter_mut().enumerate().filter(|(n, _)| *n != from);
+            for (_, link) in others.filter(|(_, link)| link.is_subscribed) {
+                link.stream.push_back(Incoming::Unnumbered(delivery.clone()));
+            }
+            return;
+        };
         let log = self.log(&outgoing.target);
         log.seq += 1;
         log.messages.push_back((log.seq, from, ticket, draft.clone()));
@@ -178,7 +186,13 @@ impl Place {
 }
 
 impl PubSub for Place {
-    fn publish(&self, _: Outgoing) -> Result<(), DropReason> {
+    fn publish(&self, outgoing: Outgoing) -> Result<(), DropReason> {
+        let mut world = self.world();
+        let link = &mut world.links[self.number];
+        if !link.is_open {
+            return Err(DropReason::Disconnected);
+        }
+        link.appends.push_back((None, outgoing));
         Ok(())
     }
 
@@ -212,7 +226,7 @@ impl OrderedLog for Place {
         }
         link.ticket += 1;
         let ticket = link.ticket;
-        link.appends.push_back((ticket, outgoing));
+        link.appends.push_back((Some(ticket), outgoing));
         Ok(ticket)
     }
 
@@ -538,8 +552,12 @@ impl Game {
                 }
             }
             Step::Refuse(hub) => {
-                let refused = self.world().links[hub].appends.pop_front();
-                if let Some((ticket, outgoing)) = refused {
+                let mut world = self.world();
+                let appends = &mut world.links[hub].appends;
+                let is_append = appends.front().is_some_and(|(ticket, _)| ticket.is_some());
+                let refused = if is_append { appends.pop_front() } else { None };
+                drop(world);
+                if let Some((Some(ticket), outgoing)) = refused {
                     let members = String::from_utf8(outgoing.members.to_vec()).unwrap();
                     let n = members.rsplit(':').next().unwrap().trim_end_matches('}');
                     // It does not wait for those that are on their way.

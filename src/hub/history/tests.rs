@@ -147,9 +147,9 @@ fn a_copy_is_stale_until_it_is_known_to_be_the_end() {
     assert!(history.position(key).is_none() && !history.answers(key, None));
     assert_eq!(history.place(key, &position("a", 7)), Place::Next);
     assert!(!history.adopt(key, &position("a", 6)));
-    history.freshen(key);
+    history.freshen(key, at(0));
     history.keep(key, Bytes::from("7"), at(0));
-    assert!(history.answers(key, None) && history.next_stale().is_none());
+    assert!(history.answers(key, None) && history.next_stale(at(0)).is_none());
     // What came before is only the broker's.
     assert!(history.answers(key, Some(&position("a", 6))));
     assert!(!history.answers(key, Some(&position("a", 5))));
@@ -166,14 +166,17 @@ fn a_copy_is_stale_until_it_is_known_to_be_the_end() {
     ] {
         assert_eq!(history.place(key, &position(epoch, seq)), place);
     }
+    // It has the broker remember its number before that is forgotten.
+    assert!(history.next_stale(at(12 * 3600)).is_none());
+    assert_eq!(history.next_stale(at(12 * 3600 + 1)), Some(key));
     history.break_off();
-    assert!(!history.answers(key, None) && history.next_stale() == Some(key));
-    history.freshen(key);
+    assert!(!history.answers(key, None) && history.next_stale(at(0)) == Some(key));
+    history.freshen(key, at(0));
     history.doubt(key);
-    assert_eq!(history.next_stale(), Some(key));
+    assert_eq!(history.next_stale(at(0)), Some(key));
     assert!(!history.forget_vacant(key));
     history.vacate(&target(0), at(0));
-    assert!(history.forget_vacant(key) && history.next_stale().is_none());
+    assert!(history.forget_vacant(key) && history.next_stale(at(0)).is_none());
 }
 
 #[test]
