@@ -66,6 +66,12 @@ impl Envelope {
         (members != "}").then_some(Unwrapped { origin, position, members })
     }
 
+    /// Takes a message apart that is kept in its log, and so has no place in it: its own members may look like one.
+    pub(super) fn unwrap_kept(text: &str) -> Option<(Self, &str)> {
+        let (origin, rest) = text.strip_prefix(OPENING)?.split_once('"')?;
+        Some((Self::parse(origin)?, rest.strip_prefix(',')?))
+    }
+
     /// Reads what `Display` writes.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (instance, number) = text.split_at_checked(UUID_BYTES)?;

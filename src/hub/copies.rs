@@ -32,7 +32,6 @@ const PENDING_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(3);
 const BEHIND_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(3);
 
 /// What the hub knows of the broker's log besides the copies, which are [`History`](super::history::History)'s.
-#[derive(Default)]
 pub(super) struct Copies {
     /// Whether messages flow both ways.
     is_up: bool,
@@ -44,6 +43,10 @@ pub(super) struct Copies {
     waiting: HashMap<Target, Vec<ConnectionKey>>,
     /// Messages of this instance that are not back yet.
     pub(super) pending: PendingMessages,
+    /// Logs whose reading came to nothing; they are read again after a while.
+    failed: Vec<LogKey>,
+    /// The highest ticket that came back, and when one did.
+    last_back: (u64, Moment),
     /// Those of them that are to be given up.
     given_up: Vec<Ticket>,
     pub(super) unnumbered: Unnumbered,
@@ -91,8 +94,8 @@ struct KeptFrame {
 
 /// What happens to one log; all of it in the order in which it came.
 pub(super) enum LogEvent {
-    /// The broker has numbered a message.
-    Logged(Logged),
+    /// The broker has numbered a message, and told so in this stream.
+    Logged(Logged, u32),
     /// It has begun anew.
     Renewed(Arc<str>, Option<u64>),
     /// A reading's place in the stream.
@@ -128,7 +131,9 @@ impl Hub {
             Incoming::Message(delivery) => self.publish(Work::Remote(delivery)),
             Incoming::BrokenOff => self.break_off(),
             Incoming::Logged(logged) => {
-                self.publish(Work::Log(logged.target.clone(), LogEvent::Logged(logged)));
+                let (target, stream) = (logged.target.clone(), self.history.stream());
+                let event = LogEvent::Logged(logged, stream);
+                self.publish(Work::Log(target, event));
             }
             Incoming::Renewed { target, epoch, renewal } => {
                 self.publish(Work::Log(target, LogEvent::Renewed(epoch, renewal)));
@@ -145,7 +150,10 @@ impl Hub {
             }
             Incoming::Refused(ticket) => self.give_up(ticket.into(), true),
             Incoming::Away(last) => self.go_away(last),
-            Incoming::Back => self.copies.is_up = true,
+            Incoming::Back => {
+                self.copies.is_up = true;
+                self.retry_failed();
+            }
         }
     }
 
@@ -204,6 +212,7 @@ impl Hub {
         match event {
             LogEvent::GivenUp(ticket, is_refused) => self.deliver_unnumbered(ticket, is_refused),
             LogEvent::Returned(ticket) => {
+                self.copies.came_back(ticket);
                 let Some(pending) = self.copies.pending.take(ticket.into()) else { return 0 };
                 let waits = pending.waits;
                 let Pending { target, members, .. } = pending;
@@ -236,7 +245,7 @@ impl Hub {
                     (None, _) => 0,
                 }
             }
-            event @ (LogEvent::Logged(_) | LogEvent::Renewed(..)) => {
+            event @ (LogEvent::Logged(..) | LogEvent::Renewed(..)) => {
                 // Behind a reading's place it is not in the answer, and comes after it.
                 let read = self.copies.readings.get_mut(&target);
                 match read.filter(|read| read.is_marked) {
@@ -253,13 +262,13 @@ impl Hub {
     /// The next thing that the stream says of a log.
     fn follow_stream(&mut self, target: &Target, event: LogEvent) -> usize {
         match event {
-            LogEvent::Logged(logged) => {
+            LogEvent::Logged(logged, stream) => {
                 self.broker.give_back(logged.draft.len());
                 if !self.history.is_copy() {
                     let Logged { target, draft, .. } = logged;
                     return self.deliver(Delivery { target, draft }, Origin::Broker);
                 }
-                self.take_logged(logged)
+                self.take_logged(logged, stream)
             }
             LogEvent::Renewed(epoch, renewal) => {
                 if self.copies.readings.contains_key(target) {
@@ -280,7 +289,7 @@ impl Hub {
     }
 
     /// A message that the stream brings, where nothing holds it.
-    fn take_logged(&mut self, logged: Logged) -> usize {
+    fn take_logged(&mut self, logged: Logged, stream: u32) -> usize {
         let Logged { target, position, ticket, draft } = logged;
         let now = Moment::now();
         let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
@@ -306,7 +315,10 @@ impl Hub {
             }
             Place::Ahead | Place::OtherEpoch => _ = self.go_to(log, &target, &before),
         }
-        self.history.freshen(log);
+        // It may have waited since before a break, and so says nothing of what came behind that.
+        if stream == self.history.stream() {
+            self.history.freshen(log);
+        }
         let frame = draft.complete(Some(number(&target, position.seq))).frame;
         self.append(log, &target, KeptFrame { seq: position.seq, ticket, frame, at: now })
     }
@@ -331,6 +343,7 @@ impl Hub {
 
     /// A message of this instance is back: who waits for it is answered.
     fn is_back(&mut self, ticket: Option<u64>, reached: usize) {
+        ticket.into_iter().for_each(|ticket| self.copies.came_back(ticket));
         if let Some(ticket) = ticket
             && let Some(pending) = self.copies.pending.take(ticket.into())
         {
@@ -507,7 +520,9 @@ impl Hub {
         }
         let Some(read) = self.copies.readings.remove(target) else { return 0 };
         self.history.freshen(log);
-        if read.from_start {
+        // The numbers of what is filled in are told by the last one's.
+        let end = self.history.position(log).map(|position| position.seq);
+        if read.from_start && read.collected.back().is_none_or(|last| Some(last.seq) == end) {
             let messages = read.collected.into_iter().map(|kept| (kept.frame, kept.at)).collect();
             self.history.fill(log, messages, Moment::now());
         }
@@ -522,6 +537,7 @@ impl Hub {
         let reached = self.follow_held(target, read.held);
         if let Some(log) = self.history.find(target) {
             self.history.doubt(log);
+            self.copies.failed.push(log);
         }
         if !self.copies.is_up {
             self.wake(target);
@@ -536,7 +552,7 @@ impl Hub {
     fn drop_held(&mut self, target: &Target, held: Vec<LogEvent>) {
         for event in held {
             match event {
-                LogEvent::Logged(logged) => self.broker.give_back(logged.draft.len()),
+                LogEvent::Logged(logged, _) => self.broker.give_back(logged.draft.len()),
                 LogEvent::Renewed(_, Some(renewal)) => {
                     self.copies.unnumbered.renewed(target, renewal);
                 }
@@ -548,14 +564,14 @@ impl Hub {
     /// Who waits for this log goes on.
     fn wake(&mut self, target: &Target) {
         for key in self.copies.waiting.remove(target).unwrap_or_default() {
-            self.go_on(key);
+            self.publish(Work::GoOn(key));
         }
     }
 
     fn wake_all(&mut self) {
         let waiting = std::mem::take(&mut self.copies.waiting);
         for key in waiting.into_values().flatten() {
-            self.go_on(key);
+            self.publish(Work::GoOn(key));
         }
     }
 
@@ -639,8 +655,15 @@ impl Hub {
         if !self.history.is_copy() {
             return;
         }
+        self.retry_failed();
+        // The broker may have much to do: what stands behind all that came back is still on its way, as long as
+        // anything comes.
+        let (last, at) = self.copies.last_back;
+        let is_moving = now.since(at) < PENDING_TIMEOUT;
         for ticket in self.copies.pending.before(now.before(PENDING_TIMEOUT)) {
-            self.give_up(ticket, false);
+            if !is_moving || ticket <= Ticket::from(last) {
+                self.give_up(ticket, false);
+            }
         }
         self.wake_all();
         if self.copies.is_up {
@@ -648,9 +671,39 @@ impl Hub {
         }
     }
 
+    /// Has logs read again whose reading came to nothing.
+    fn retry_failed(&mut self) {
+        for log in std::mem::take(&mut self.copies.failed) {
+            self.history.ask_again(log);
+        }
+    }
+
     /// What was counted.
     pub(super) fn copy_counts(&self) -> CopyCounts {
         CopyCounts { pending: self.copies.pending.len() as u64, ..self.copies.counts }
+    }
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        Self {
+            is_up: false,
+            readings: HashMap::new(),
+            last_reading: 0,
+            waiting: HashMap::new(),
+            pending: PendingMessages::default(),
+            failed: Vec::new(),
+            last_back: (0, Moment::from_millis(0)),
+            given_up: Vec::new(),
+            unnumbered: Unnumbered::default(),
+            counts: CopyCounts::default(),
+        }
+    }
+}
+
+impl Copies {
+    fn came_back(&mut self, ticket: u64) {
+        self.last_back = (self.last_back.0.max(ticket), Moment::now());
     }
 }
 
@@ -669,17 +722,23 @@ impl Read {
         }
     }
 
+    fn forget(&mut self) {
+        self.collected.clear();
+        self.collected_bytes = 0;
+    }
+
     /// Adds a page, of which it keeps the end.
     fn collect(&mut self, page: Vec<KeptFrame>, epoch: Arc<str>, most_bytes: usize) {
-        let last = self.collected.back().map(|last| last.seq);
-        let follows = page.first().zip(last).is_none_or(|(first, last)| first.seq == last + 1);
-        // Else it has begun anew meanwhile, or messages between are gone.
-        if !follows || self.epoch.as_ref() != Some(&epoch) {
-            self.collected.clear();
-            self.collected_bytes = 0;
+        if self.epoch.as_ref() != Some(&epoch) {
+            self.forget();
         }
         self.epoch = Some(epoch);
         for message in page {
+            // Else messages between are gone.
+            let last = self.collected.back().map(|last| last.seq);
+            if last.is_some_and(|last| last.checked_add(1) != Some(message.seq)) {
+                self.forget();
+            }
             self.collected_bytes += message.frame.len();
             self.collected.push_back(message);
             while self.collected_bytes > most_bytes

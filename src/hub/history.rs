@@ -279,7 +279,8 @@ impl History {
             by_age: Links::default(),
         }));
         if self.is_copy {
-            self.by_age.push_last(&mut self.logs, key);
+            // It is stale, and next to be read.
+            self.by_age.push_first(&mut self.logs, key);
         }
         self.names.insert(target.clone(), key);
         key
@@ -530,7 +531,20 @@ impl History {
         if let Some(log) = self.logs.get_mut(key) {
             log.stream = 0;
         }
-        self.by_age.push_first(&mut self.logs, key);
+        // It is not asked for until `ask_again`.
+        self.by_age.remove(&mut self.logs, key);
+    }
+
+    /// A log in doubt is to be read.
+    pub fn ask_again(&mut self, key: LogKey) {
+        if self.logs.get(key).is_some_and(|log| log.stream != self.stream) {
+            self.by_age.push_first(&mut self.logs, key);
+        }
+    }
+
+    /// The broker's stream as it is now.
+    pub fn stream(&self) -> u32 {
+        self.stream
     }
 
     /// Forgets a log that nobody listens to; whether it did.
@@ -592,7 +606,7 @@ impl History {
 
     /// Whether a message with this number comes next.
     pub fn is_next(&self, key: LogKey, seq: u64) -> bool {
-        self.logs.get(key).is_some_and(|log| log.seq + 1 == seq)
+        self.logs.get(key).is_some_and(|log| log.seq.checked_add(1) == Some(seq))
     }
 
     /// Whether the broker gives the numbers, and the logs are copies.

@@ -32,26 +32,31 @@ struct Gap {
     renewal: Renewal,
 }
 
-/// Number of a renewal, and when it was asked for.
-type Renewal = Option<(u64, Moment)>;
+/// A renewal. It keeps its number when it is asked for again: that it comes late does not make it wrong.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Renewal {
+    number: Option<u64>,
+    /// When it was asked for; `None` when it is to be.
+    asked: Option<Moment>,
+}
 
 impl Unnumbered {
     /// Something was said in this log without a number; under this ticket it may turn up in the log.
     pub(super) fn note(&mut self, target: &Target, ticket: Option<u64>) {
         if self.all.is_some() {
             // What was renewed already is to be renewed again.
-            self.all = Some(None);
+            self.all = Some(Renewal::default());
             return;
         }
         if self.logs.len() >= MAX_UNNUMBERED_LOGS && !self.logs.contains_key(target) {
-            *self = Self { all: Some(None), last: self.last, ..Self::default() };
+            *self = Self { all: Some(Renewal::default()), last: self.last, ..Self::default() };
             return;
         }
         let is_new = !self.logs.contains_key(target);
         let gap = self.logs.entry(target.clone()).or_default();
         gap.tickets.extend(ticket);
         // A renewal that is on its way may come before this.
-        if gap.renewal.take().is_some() || is_new {
+        if std::mem::take(&mut gap.renewal).asked.is_some() || is_new {
             self.unasked.push(target.clone());
         }
     }
@@ -61,7 +66,7 @@ impl Unnumbered {
         self.note(target, None);
         if let Some(gap) = self.logs.get_mut(target) {
             self.last += 1;
-            gap.renewal = Some((self.last, now));
+            gap.renewal = Renewal { number: Some(self.last), asked: Some(now) };
         }
     }
 
@@ -86,7 +91,7 @@ impl Unnumbered {
     /// This renewal is done.
     pub(super) fn renewed(&mut self, target: &Target, renewal: u64) {
         let gap = self.logs.get(target);
-        if gap.is_some_and(|gap| gap.renewal.is_some_and(|(number, _)| number == renewal)) {
+        if gap.is_some_and(|gap| gap.renewal.number == Some(renewal)) {
             self.logs.remove(target);
             if self.logs.is_empty() {
                 self.logs.shrink_to_fit();
@@ -96,28 +101,25 @@ impl Unnumbered {
 
     /// The renewal of all logs is done.
     pub(super) fn all_renewed(&mut self, renewal: u64) {
-        if self.all.flatten().is_some_and(|(number, _)| number == renewal) {
+        if self.all.is_some_and(|all| all.number == Some(renewal)) {
             self.all = None;
         }
     }
 
     /// Whether [`Self::next`] has something to ask for.
     pub(super) fn has_unasked(&self) -> bool {
-        !self.unasked.is_empty() || self.all == Some(None)
+        !self.unasked.is_empty() || self.all.is_some_and(|all| all.asked.is_none())
     }
 
     /// What to ask for next: the log, or `None` for all, and the number of the renewal.
     pub(super) fn next(&mut self, now: Moment) -> Option<(Option<Target>, u64)> {
-        if self.all == Some(None) {
-            self.last += 1;
-            self.all = Some(Some((self.last, now)));
-            return Some((None, self.last));
+        if let Some(all) = self.all.as_mut().filter(|all| all.asked.is_none()) {
+            return Some((None, all.ask(&mut self.last, now)));
         }
         while let Some(target) = self.unasked.pop() {
-            if let Some(gap) = self.logs.get_mut(&target).filter(|gap| gap.renewal.is_none()) {
-                self.last += 1;
-                gap.renewal = Some((self.last, now));
-                return Some((Some(target), self.last));
+            if let Some(gap) = self.logs.get_mut(&target).filter(|gap| gap.renewal.asked.is_none())
+            {
+                return Some((Some(target), gap.renewal.ask(&mut self.last, now)));
             }
         }
         None
@@ -126,14 +128,26 @@ impl Unnumbered {
     /// Has renewals asked for again that came to nothing.
     pub(super) fn ask_again(&mut self, now: Moment) {
         let is_late =
-            |renewal: &Renewal| renewal.is_some_and(|(_, asked)| now.since(asked) >= ASK_AGAIN);
-        if self.all.as_ref().is_some_and(is_late) {
-            self.all = Some(None);
+            |renewal: &Renewal| renewal.asked.is_some_and(|asked| now.since(asked) >= ASK_AGAIN);
+        if let Some(all) = self.all.as_mut().filter(|all| is_late(all)) {
+            all.asked = None;
         }
         for (target, gap) in self.logs.iter_mut().filter(|(_, gap)| is_late(&gap.renewal)) {
-            gap.renewal = None;
+            gap.renewal.asked = None;
             self.unasked.push(target.clone());
         }
+    }
+}
+
+impl Renewal {
+    /// Asks for it; returns its number.
+    fn ask(&mut self, last: &mut u64, now: Moment) -> u64 {
+        let number = *self.number.get_or_insert_with(|| {
+            *last += 1;
+            *last
+        });
+        self.asked = Some(now);
+        number
     }
 }
 
@@ -202,5 +216,30 @@ mod tests {
         let (_, second) = unnumbered.next(Moment::from_millis(0)).unwrap();
         unnumbered.all_renewed(second);
         assert!(!unnumbered.contains(&user(1)));
+    }
+
+    /// The broker takes 3 s for what is asked: it is done all the same.
+    #[test]
+    fn review_a_renewal_that_takes_longer_than_the_hub_waits_ends() {
+        let mut unnumbered = Unnumbered::default();
+        (0..=MAX_UNNUMBERED_LOGS).for_each(|n| unnumbered.note(&user(n), None));
+        let mut single = Unnumbered::default();
+        single.note(&user(1), None);
+        let (mut asked, mut asked_single) = (Vec::new(), Vec::new());
+        for ms in (0..60_000).step_by(1000) {
+            let now = Moment::from_millis(ms);
+            unnumbered.ask_again(now);
+            single.ask_again(now);
+            asked.extend(unnumbered.next(now).map(|(_, number)| (ms, number)));
+            asked_single.extend(single.next(now).map(|(_, number)| (ms, number)));
+            for (_, number) in asked.iter().filter(|(at, _)| at + 3000 == ms) {
+                unnumbered.all_renewed(*number);
+            }
+            for (_, number) in asked_single.iter().filter(|(at, _)| at + 3000 == ms) {
+                single.renewed(&user(1), *number);
+            }
+        }
+        println!("asked {} and {} times", asked.len(), asked_single.len());
+        assert!(!unnumbered.contains(&user(1)) && !single.contains(&user(1)));
     }
 }

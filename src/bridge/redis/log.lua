@@ -52,7 +52,8 @@ end
 -- In another life it never goes on counting.
 local log = redis.call('HMGET', numbers, 'life', 'epoch', 'seq')
 local epoch, seq = log[2], tonumber(log[3])
-local begins = mode == 'renew' or log[1] ~= life or not epoch or not seq
+-- Lua counts exactly up to 2^53; what is beyond, or no number, nobody has counted.
+local begins = mode == 'renew' or log[1] ~= life or not epoch or not (seq and seq >= 0 and seq < 2 ^ 53 - 1)
 if begins then
   epoch, seq = ARGV[3], 0
   redis.call('HSET', numbers, 'life', life, 'epoch', epoch, 'seq', '0')

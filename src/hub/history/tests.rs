@@ -170,6 +170,8 @@ fn a_copy_is_stale_until_it_is_known_to_be_the_end() {
     assert!(!history.answers(key, None) && history.next_stale() == Some(key));
     history.freshen(key);
     history.doubt(key);
+    assert!(!history.answers(key, None) && history.next_stale().is_none());
+    history.ask_again(key);
     assert_eq!(history.next_stale(), Some(key));
     assert!(!history.forget_vacant(key));
     history.vacate(&target(0), at(0));
