@@ -67,6 +67,9 @@ pub const BROKER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the number of a room is remembered in which nobody is, and that of a user who is away. Much
 /// longer than messages are kept: who missed nothing recovers after a night too.
 pub const NUMBERS_TTL: Duration = Duration::from_secs(24 * 3600);
+/// After so long without a message the hub has the broker remember a number that somebody here relies on; those
+/// under which nothing was said are remembered for twice as long only.
+pub const NUMBERS_REFRESH: Duration = Duration::from_secs(1800);
 /// Most rooms without members, and users who are away, whose numbers are remembered.
 pub const MAX_VACANT_LOGS: usize = 100_000;
 /// Most rooms and users of which it is remembered that something was said there without a number; with more, all

@@ -19,6 +19,8 @@ const OPENING: &str = r#"{"origin":""#;
 const LOG: &str = r#""log":"#;
 /// Length of a UUID in its hyphenated form.
 const UUID_BYTES: usize = 36;
+/// Highest number of a message: the script counts with numbers of 53 bits.
+pub(super) const MAX_SEQ: u64 = (1 << 53) - 1;
 /// How many instances are remembered; each has a new id at every start.
 const ORIGINS: usize = 1024;
 /// Bytes that an envelope may add to a message; it adds at most 163.
@@ -87,6 +89,12 @@ impl Envelope {
         (members != "}").then_some(Unwrapped { origin, numbering, members })
     }
 
+    /// Takes a message apart that is kept in its log, and so has no place in it: its own members may look like one.
+    pub(super) fn unwrap_kept(text: &str) -> Option<(Self, &str)> {
+        let (origin, rest) = text.strip_prefix(OPENING)?.split_once('"')?;
+        Some((Self::parse(origin)?, rest.strip_prefix(',')?))
+    }
+
     /// Reads what `Display` writes.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (instance, number) = text.split_at_checked(UUID_BYTES)?;
@@ -105,7 +113,8 @@ impl fmt::Display for Envelope {
 fn parse_position(text: &str) -> Option<Position> {
     let (epoch, seq) = text.rsplit_once(':')?;
     is_epoch(epoch).then_some(())?;
-    Some(Position { epoch: epoch.into(), seq: parse_number(seq)? })
+    let seq = parse_number(seq).filter(|seq| *seq <= MAX_SEQ)?;
+    Some(Position { epoch: epoch.into(), seq })
 }
 
 /// Whether the broker may have given a log this epoch.

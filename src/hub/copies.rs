@@ -28,6 +28,8 @@ use crate::runtime::clock::Moment;
 const ASKED_AT_ONCE: usize = 1000;
 /// After this a message that neither came back nor was given up is given up here.
 const PENDING_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(3);
+/// After this a reading whose answer or place did not come has come to nothing.
+const READING_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(5);
 /// For so long a copy waits for messages that it lacks; then its members are told.
 const BEHIND_TIMEOUT: Duration = BROKER_TIMEOUT.saturating_mul(3);
 
@@ -40,14 +42,16 @@ pub(super) struct Copies {
     readings: HashMap<Target, Read>,
     /// Number of the last reading.
     last_reading: u64,
-    /// Logs of which the last reading was not answered; they are read again with the next tick.
-    unread: Vec<Target>,
     /// What all readings from the start have collected.
     collected_bytes: usize,
     /// Connections that wait for a log to be read.
     waiting: HashMap<Target, Vec<ConnectionKey>>,
     /// Messages of this instance that are not back yet.
     pub(super) pending: PendingMessages,
+    /// Logs whose reading came to nothing; they are read again after a while.
+    failed: HashSet<LogKey>,
+    /// The highest ticket that came back, and when one did.
+    last_back: Option<(u64, Moment)>,
     /// Those of them that are to be given up.
     given_up: Vec<Ticket>,
     pub(super) unnumbered: Unnumbered,
@@ -70,6 +74,8 @@ pub struct CopyCounts {
 /// A reading on its way.
 struct Read {
     number: u64,
+    /// When its last page was asked for.
+    since: Moment,
     from_start: bool,
     /// Whether nothing was known of the log before.
     is_first_look: bool,
@@ -95,8 +101,8 @@ struct KeptFrame {
 
 /// What happens to one log; all of it in the order in which it came.
 pub(super) enum LogEvent {
-    /// The broker has numbered a message.
-    Logged(Logged),
+    /// The broker has numbered a message, and told so in this stream.
+    Logged(Logged, u32),
     /// It has begun anew.
     Renewed(Arc<str>, Option<u64>),
     /// Another instance has said this without a number.
@@ -134,7 +140,9 @@ impl Hub {
             Incoming::Message(delivery) => self.publish(Work::Remote(delivery)),
             Incoming::BrokenOff => self.break_off(),
             Incoming::Logged(logged) => {
-                self.publish(Work::Log(logged.target.clone(), LogEvent::Logged(logged)));
+                let (target, stream) = (logged.target.clone(), self.history.stream());
+                let event = LogEvent::Logged(logged, stream);
+                self.publish(Work::Log(target, event));
             }
             Incoming::Unnumbered(Delivery { target, draft }) => {
                 self.publish(Work::Log(target, LogEvent::Unnumbered(draft)));
@@ -156,7 +164,7 @@ impl Hub {
             Incoming::Away(last) => self.go_away(last),
             Incoming::Back => {
                 self.copies.is_up = true;
-                self.read_again();
+                self.retry_failed();
             }
         }
     }
@@ -216,9 +224,12 @@ impl Hub {
         match event {
             LogEvent::GivenUp(ticket, is_refused) => self.deliver_unnumbered(ticket, is_refused),
             LogEvent::Returned(ticket) => {
+                self.copies.came_back(ticket);
+                if self.copies.pending.target(ticket.into()) != Some(&Target::Everyone) {
+                    return 0;
+                }
                 let Some(pending) = self.copies.pending.take(ticket.into()) else { return 0 };
-                let waits = pending.waits;
-                let Pending { target, members, .. } = pending;
+                let Pending { target, members, waits, .. } = pending;
                 let frame = Draft::object(&[&members]).complete(None).frame;
                 let reached = self.fan_out(&target, frame, None);
                 self.answer_to(waits, ticket.into(), reached);
@@ -248,7 +259,7 @@ impl Hub {
                     (None, _) => 0,
                 }
             }
-            event @ (LogEvent::Logged(_) | LogEvent::Renewed(..) | LogEvent::Unnumbered(_)) => {
+            event @ (LogEvent::Logged(..) | LogEvent::Renewed(..) | LogEvent::Unnumbered(_)) => {
                 // Behind a reading's place it is not in the answer, and comes after it.
                 let read = self.copies.readings.get_mut(&target);
                 match read.filter(|read| read.is_marked) {
@@ -265,13 +276,13 @@ impl Hub {
     /// The next thing that the stream says of a log.
     fn follow_stream(&mut self, target: &Target, event: LogEvent) -> usize {
         match event {
-            LogEvent::Logged(logged) => {
+            LogEvent::Logged(logged, stream) => {
                 self.broker.give_back(logged.draft.len());
                 if !self.history.is_copy() {
                     let Logged { target, draft, .. } = logged;
                     return self.deliver(Delivery { target, draft }, Origin::Broker);
                 }
-                self.take_logged(logged)
+                self.take_logged(logged, stream)
             }
             LogEvent::Renewed(epoch, renewal) => {
                 if self.copies.readings.contains_key(target) {
@@ -296,7 +307,7 @@ impl Hub {
     }
 
     /// A message that the stream brings, where nothing holds it.
-    fn take_logged(&mut self, logged: Logged) -> usize {
+    fn take_logged(&mut self, logged: Logged, stream: u32) -> usize {
         let Logged { target, position, ticket, draft } = logged;
         let now = Moment::now();
         let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
@@ -322,7 +333,10 @@ impl Hub {
             }
             Place::Ahead | Place::OtherEpoch => _ = self.go_to(log, &target, &before),
         }
-        self.history.freshen(log, now);
+        // It may have waited since before a break, and so says nothing of what came behind that.
+        if stream == self.history.stream() {
+            self.history.freshen(log, now);
+        }
         let frame = draft.complete(Some(number(&target, position.seq))).frame;
         self.append(log, &target, KeptFrame { seq: position.seq, ticket, frame, at: now })
     }
@@ -347,6 +361,7 @@ impl Hub {
 
     /// A message of this instance is back: who waits for it is answered.
     fn is_back(&mut self, ticket: Option<u64>, reached: usize) {
+        ticket.into_iter().for_each(|ticket| self.copies.came_back(ticket));
         if let Some(ticket) = ticket
             && let Some(pending) = self.copies.pending.take(ticket.into())
         {
@@ -407,7 +422,8 @@ impl Hub {
         let now = Moment::now();
         let Some(log) = self.history.open(&target, has_listeners, now) else { return false };
         let is_read = self.copies.readings.contains_key(&target);
-        if !is_read && self.history.answers(log, since) {
+        // Who just got no answer has one at the next tick at the earliest.
+        if !is_read && (self.history.answers(log, since) || self.copies.failed.contains(&log)) {
             return false;
         }
         let connection = self.connections.slots.get_mut(key);
@@ -438,6 +454,7 @@ impl Hub {
         self.copies.last_reading += 1;
         self.copies.counts.readings += 1;
         (read.number, read.is_marked) = (self.copies.last_reading, false);
+        read.since = Moment::now();
         // Of another epoch than the known one, all is new.
         let (number, from_start) = (read.number, read.from_start || since.is_some());
         let reading = Reading { number, target: target.clone(), since, from_start };
@@ -524,7 +541,10 @@ impl Hub {
         }
         let Some(read) = self.end_reading(target) else { return 0 };
         self.history.freshen(log, Moment::now());
-        if read.from_start {
+        self.history.catch_up(log);
+        // The numbers of what is filled in are told by the last one's.
+        let end = self.history.position(log).map(|position| position.seq);
+        if read.from_start && read.collected.back().is_none_or(|last| Some(last.seq) == end) {
             let messages = read.collected.into_iter().map(|kept| (kept.frame, kept.at)).collect();
             self.history.fill(log, messages, Moment::now());
         }
@@ -545,24 +565,13 @@ impl Hub {
         let Some(read) = self.end_reading(target) else { return 0 };
         let reached = self.follow_held(target, read.held);
         if let Some(log) = self.history.find(target) {
-            self.history.set_aside(log);
-            self.copies.unread.push(target.clone());
+            self.history.doubt(log);
+            self.copies.failed.insert(log);
         }
         if !self.copies.is_up {
             self.wake(target);
         }
         reached
-    }
-
-    /// Logs that could not be read are read again.
-    fn read_again(&mut self) {
-        for target in std::mem::take(&mut self.copies.unread) {
-            if !self.copies.readings.contains_key(&target)
-                && let Some(log) = self.history.find(&target)
-            {
-                self.history.doubt(log);
-            }
-        }
     }
 
     fn follow_held(&mut self, target: &Target, held: Vec<LogEvent>) -> usize {
@@ -573,7 +582,7 @@ impl Hub {
     fn drop_held(&mut self, target: &Target, held: Vec<LogEvent>) {
         for event in held {
             match event {
-                LogEvent::Logged(logged) => self.broker.give_back(logged.draft.len()),
+                LogEvent::Logged(logged, _) => self.broker.give_back(logged.draft.len()),
                 LogEvent::Renewed(_, renewal) => {
                     self.copies.unnumbered.renewed(target, renewal);
                 }
@@ -585,21 +594,21 @@ impl Hub {
     /// Who waits for this log goes on.
     fn wake(&mut self, target: &Target) {
         for key in self.copies.waiting.remove(target).unwrap_or_default() {
-            self.go_on(key);
+            self.publish(Work::GoOn(key));
         }
     }
 
     fn wake_all(&mut self) {
         let waiting = std::mem::take(&mut self.copies.waiting);
         for key in waiting.into_values().flatten() {
-            self.go_on(key);
+            self.publish(Work::GoOn(key));
         }
     }
 
     /// The stream goes on behind a break: what it brought before is all that comes of it, and every copy is stale.
     fn break_off(&mut self) {
         self.history.break_off();
-        self.read_again();
+        self.retry_failed();
         let readings = std::mem::take(&mut self.copies.readings);
         self.copies.collected_bytes = 0;
         for (target, read) in readings {
@@ -681,13 +690,30 @@ impl Hub {
         if !self.history.is_copy() {
             return;
         }
+        self.retry_failed();
+        // The broker may have much to do: what stands behind all that came back is still on its way, as long as
+        // anything comes.
+        let last = self.copies.last_back.filter(|(_, at)| now.since(*at) < PENDING_TIMEOUT);
         for ticket in self.copies.pending.before(now.before(PENDING_TIMEOUT)) {
-            self.give_up(ticket, false);
+            if last.is_none_or(|(last, _)| ticket <= Ticket::from(last)) {
+                self.give_up(ticket, false);
+            }
+        }
+        let is_late = |read: &Read| now.since(read.since) >= READING_TIMEOUT;
+        let late = self.copies.readings.iter().filter(|(_, read)| is_late(read));
+        for target in late.map(|(target, _)| target.clone()).collect::<Vec<_>>() {
+            self.fail_reading(&target);
         }
         self.wake_all();
         if self.copies.is_up {
-            self.read_again();
             self.copies.unnumbered.ask_again(now);
+        }
+    }
+
+    /// Has logs read again whose reading came to nothing.
+    fn retry_failed(&mut self) {
+        for log in std::mem::take(&mut self.copies.failed) {
+            self.history.ask_again(log);
         }
     }
 
@@ -697,10 +723,18 @@ impl Hub {
     }
 }
 
+impl Copies {
+    fn came_back(&mut self, ticket: u64) {
+        let last = self.last_back.map_or(0, |(last, _)| last);
+        self.last_back = Some((last.max(ticket), Moment::now()));
+    }
+}
+
 impl Read {
     fn new(from_start: bool) -> Self {
         Self {
             number: 0,
+            since: Moment::now(),
             from_start,
             is_first_look: false,
             is_marked: false,
@@ -712,17 +746,23 @@ impl Read {
         }
     }
 
+    fn forget(&mut self) {
+        self.collected.clear();
+        self.collected_bytes = 0;
+    }
+
     /// Adds a page, of which it keeps the end.
     fn collect(&mut self, page: Vec<KeptFrame>, epoch: Arc<str>, most_bytes: usize) {
-        let last = self.collected.back().map(|last| last.seq);
-        let follows = page.first().zip(last).is_none_or(|(first, last)| first.seq == last + 1);
-        // Else it has begun anew meanwhile, or messages between are gone.
-        if !follows || self.epoch.as_ref() != Some(&epoch) {
-            self.collected.clear();
-            self.collected_bytes = 0;
+        if self.epoch.as_ref() != Some(&epoch) {
+            self.forget();
         }
         self.epoch = Some(epoch);
         for message in page {
+            // Else messages between are gone.
+            let last = self.collected.back().map(|last| last.seq);
+            if last.is_some_and(|last| last.checked_add(1) != Some(message.seq)) {
+                self.forget();
+            }
             self.collected_bytes += message.frame.len();
             self.collected.push_back(message);
             while self.collected_bytes > most_bytes

@@ -104,6 +104,8 @@ pub(super) enum Work {
     Log(Target, LogEvent),
     /// The next turn of a connection's replays.
     Replay(ConnectionKey),
+    /// What a connection said, and what waited for a log.
+    GoOn(ConnectionKey),
 }
 
 /// Where a message was published.
@@ -277,7 +279,7 @@ impl Hub {
     /// Who said it; `None` when that is a connection that is gone.
     fn publisher(&self, work: &Work) -> Option<PublisherName> {
         match work {
-            Work::Said { key, .. } | Work::Replay(key) => {
+            Work::Said { key, .. } | Work::Replay(key) | Work::GoOn(key) => {
                 self.connections.slots.get(*key).map(|c| PublisherName::of(&c.identity))
             }
             Work::Notify { publisher, .. } => Some(publisher.clone()),
@@ -293,7 +295,7 @@ impl Hub {
             Work::Said { said: Said::Broadcast(broadcast), .. } => {
                 self.rooms.members(&broadcast.room).len()
             }
-            Work::Said { .. } | Work::Replay(_) => 1,
+            Work::Said { .. } | Work::Replay(_) | Work::GoOn(_) => 1,
             Work::Notify { waiting, .. } => waiting
                 .as_slice()
                 .iter()
@@ -383,6 +385,7 @@ impl Hub {
                 (self.deliver(delivery, Origin::Broker).max(1), None)
             }
             Work::Log(target, event) => (self.follow_log(target, event).max(1), None),
+            Work::GoOn(key) => (self.go_on(key).max(1), None),
             Work::Replay(key) => {
                 if let Some(connection) = self.connections.open(key)
                     && let Some(replays) = &mut connection.replays

@@ -38,9 +38,11 @@ impl HubHandle {
     /// A handle over the hub's channel.
     pub fn new(events: Sender<Event>) -> Self {
         let budget = Arc::new(Budget::default());
-        let bounded =
-            || Arc::new(Allowance::new(Arc::clone(&budget), WAITING_MESSAGES, WAITING_BYTES));
-        Self { events, broker: bounded(), answers: bounded(), notifications: bounded(), budget }
+        let own = || Arc::clone(&budget);
+        // What others have taken may wait for what these bring.
+        let reserved = || Arc::new(Allowance::reserved(own(), WAITING_MESSAGES, WAITING_BYTES));
+        let notifications = Arc::new(Allowance::new(own(), WAITING_MESSAGES, WAITING_BYTES));
+        Self { events, broker: reserved(), answers: reserved(), notifications, budget }
     }
 
     /// Sends one event.

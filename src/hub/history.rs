@@ -18,7 +18,7 @@ use bytes::Bytes;
 use slotmap::{SlotMap, new_key_type};
 use uuid::Uuid;
 
-use crate::config::{Config, MAX_VACANT_LOGS, NUMBERS_TTL};
+use crate::config::{Config, MAX_VACANT_LOGS, NUMBERS_REFRESH, NUMBERS_TTL};
 use crate::protocol::Target;
 use crate::protocol::{Draft, Number, Numbered, Position};
 use crate::runtime::clock::Moment;
@@ -282,7 +282,8 @@ impl History {
             by_age: Links::default(),
         }));
         if self.is_copy {
-            self.by_age.push_last(&mut self.logs, key);
+            // It is stale, and next to be read.
+            self.by_age.push_first(&mut self.logs, key);
         }
         self.names.insert(target.clone(), key);
         key
@@ -514,12 +515,12 @@ impl History {
         log.epoch.is_some() && log.stream == self.stream && !lacks
     }
 
-    /// The log that is stale for longest, if any is. One that was silent for half the time that the broker remembers
-    /// its number is stale too: who reads it has it remembered.
+    /// The log that is stale for longest, if any is. One that was silent for long is stale too: who reads it has the
+    /// broker remember its number.
     pub fn next_stale(&self, now: Moment) -> Option<LogKey> {
         let first = self.by_age.first()?;
         let is_stale =
-            |log: &&Box<Log>| log.stream != self.stream || now.since(log.fresh) > NUMBERS_TTL / 2;
+            |log: &&Box<Log>| log.stream != self.stream || now.since(log.fresh) > NUMBERS_REFRESH;
         self.logs.get(first).filter(is_stale).map(|_| first)
     }
 
@@ -531,20 +532,24 @@ impl History {
         self.by_age.push_last(&mut self.logs, key);
     }
 
-    /// It is stale, and is not to be read before [`Self::doubt`].
-    pub fn set_aside(&mut self, key: LogKey) {
+    /// It may not be the end of the broker's, and is not to be read before [`Self::ask_again`].
+    pub fn doubt(&mut self, key: LogKey) {
         if let Some(log) = self.logs.get_mut(key) {
             log.stream = 0;
         }
         self.by_age.remove(&mut self.logs, key);
     }
 
-    /// It may not be the end of the broker's: it is to be read first.
-    pub fn doubt(&mut self, key: LogKey) {
-        if let Some(log) = self.logs.get_mut(key) {
-            log.stream = 0;
+    /// A log in doubt is to be read.
+    pub fn ask_again(&mut self, key: LogKey) {
+        if self.logs.get(key).is_some_and(|log| log.stream != self.stream) {
+            self.by_age.push_first(&mut self.logs, key);
         }
-        self.by_age.push_first(&mut self.logs, key);
+    }
+
+    /// The broker's stream as it is now.
+    pub fn stream(&self) -> u32 {
+        self.stream
     }
 
     /// Forgets a log that nobody listens to; whether it did.
@@ -606,7 +611,7 @@ impl History {
 
     /// Whether a message with this number comes next.
     pub fn is_next(&self, key: LogKey, seq: u64) -> bool {
-        self.logs.get(key).is_some_and(|log| log.seq + 1 == seq)
+        self.logs.get(key).is_some_and(|log| log.seq.checked_add(1) == Some(seq))
     }
 
     /// Whether the broker gives the numbers, and the logs are copies.

@@ -266,6 +266,13 @@ impl Bench {
         }
     }
 
+    /// Looks at what has come, as the hub does between two parts of a flush, and serves nothing.
+    pub(super) fn look(&mut self) {
+        for event in self.events.try_iter() {
+            self.hub.accept(event);
+        }
+    }
+
     pub(super) fn flush(&mut self) {
         self.serve();
         self.hub.flush();

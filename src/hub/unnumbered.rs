@@ -8,9 +8,15 @@ use crate::config::MAX_UNNUMBERED_LOGS;
 use crate::protocol::Target;
 use crate::runtime::clock::Moment;
 
-/// After this a renewal that came to nothing is asked for again. So long the first one waits where the message is
-/// on its way to the other instances: their members are to be told behind it.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// After this a renewal that came to nothing is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// The same of the renewal of all logs, which takes a while.
+const ASK_ALL_AGAIN: Duration = Duration::from_secs(60);
+/// So long a renewal waits where the message is on its way to the other instances: their members are to be told
+/// behind it.
+const ASK_LATER: Duration = Duration::from_secs(2);
+/// The same, where another instance is to ask first.
+const ASK_FOR_OTHERS: Duration = Duration::from_secs(6);
 
 /// All such logs.
 #[derive(Debug, Default)]
@@ -24,41 +30,45 @@ pub(super) struct Unnumbered {
     last: u64,
 }
 
-/// The same, where another instance is to ask first.
-const ASK_FOR_OTHERS: Duration = Duration::from_secs(6);
-
 /// A log in which something was said without a number.
 #[derive(Debug, Default)]
 struct Gap {
     /// Another instance said all of it, and the stream has brought it: any renewal that the stream brings behind it
     /// will do.
     is_foreign: bool,
+    /// The first renewal is not asked for yet, although it has a time.
+    is_later: bool,
     /// By which messages could still turn up in the log, although they were delivered here.
     tickets: Vec<u64>,
     renewal: Renewal,
 }
 
-/// Number of a renewal, and when it was asked for.
-type Renewal = Option<(u64, Moment)>;
+/// A renewal. It keeps its number when it is asked for again: that it comes late does not make it wrong.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Renewal {
+    number: Option<u64>,
+    /// When it was asked for; `None` when it is to be.
+    asked: Option<Moment>,
+}
 
 impl Unnumbered {
     /// Something was said in this log without a number; under this ticket it may turn up in the log.
     pub(super) fn note(&mut self, target: &Target, ticket: Option<u64>) {
         if self.all.is_some() {
             // What was renewed already is to be renewed again.
-            self.all = Some(None);
+            self.all = Some(Renewal::default());
             return;
         }
         if self.logs.len() >= MAX_UNNUMBERED_LOGS && !self.logs.contains_key(target) {
-            *self = Self { all: Some(None), last: self.last, ..Self::default() };
+            *self = Self { all: Some(Renewal::default()), last: self.last, ..Self::default() };
             return;
         }
         let is_new = !self.logs.contains_key(target);
         let gap = self.logs.entry(target.clone()).or_default();
         gap.tickets.extend(ticket);
-        gap.is_foreign = false;
+        (gap.is_foreign, gap.is_later) = (false, false);
         // A renewal that is on its way may come before this.
-        if gap.renewal.take().is_some() || is_new {
+        if std::mem::take(&mut gap.renewal).asked.is_some() || is_new {
             self.unasked.push(target.clone());
         }
     }
@@ -68,7 +78,8 @@ impl Unnumbered {
         self.note(target, None);
         if let Some(gap) = self.logs.get_mut(target) {
             self.last += 1;
-            gap.renewal = Some((self.last, now));
+            gap.renewal = Renewal { number: Some(self.last), asked: Some(now) };
+            gap.is_later = true;
         }
     }
 
@@ -103,9 +114,7 @@ impl Unnumbered {
 
     /// The stream has brought a renewal, of this number where this instance asked for it.
     pub(super) fn renewed(&mut self, target: &Target, renewal: Option<u64>) {
-        let is_asked = |gap: &Gap| {
-            gap.renewal.is_some_and(|(number, _)| renewal.is_some_and(|it| it == number))
-        };
+        let is_asked = |gap: &Gap| renewal.is_some() && gap.renewal.number == renewal;
         if self.logs.get(target).is_some_and(|gap| gap.is_foreign || is_asked(gap)) {
             self.logs.remove(target);
             if self.logs.is_empty() {
@@ -116,28 +125,25 @@ impl Unnumbered {
 
     /// The renewal of all logs is done.
     pub(super) fn all_renewed(&mut self, renewal: u64) {
-        if self.all.flatten().is_some_and(|(number, _)| number == renewal) {
+        if self.all.is_some_and(|all| all.number == Some(renewal)) {
             self.all = None;
         }
     }
 
     /// Whether [`Self::next`] has something to ask for.
     pub(super) fn has_unasked(&self) -> bool {
-        !self.unasked.is_empty() || self.all == Some(None)
+        !self.unasked.is_empty() || self.all.is_some_and(|all| all.asked.is_none())
     }
 
     /// What to ask for next: the log, or `None` for all, and the number of the renewal.
     pub(super) fn next(&mut self, now: Moment) -> Option<(Option<Target>, u64)> {
-        if self.all == Some(None) {
-            self.last += 1;
-            self.all = Some(Some((self.last, now)));
-            return Some((None, self.last));
+        if let Some(all) = self.all.as_mut().filter(|all| all.asked.is_none()) {
+            return Some((None, all.ask(&mut self.last, now)));
         }
         while let Some(target) = self.unasked.pop() {
-            if let Some(gap) = self.logs.get_mut(&target).filter(|gap| gap.renewal.is_none()) {
-                self.last += 1;
-                gap.renewal = Some((self.last, now));
-                return Some((Some(target), self.last));
+            if let Some(gap) = self.logs.get_mut(&target).filter(|gap| gap.renewal.asked.is_none())
+            {
+                return Some((Some(target), gap.renewal.ask(&mut self.last, now)));
             }
         }
         None
@@ -146,18 +152,35 @@ impl Unnumbered {
     /// Has renewals asked for again that came to nothing.
     pub(super) fn ask_again(&mut self, now: Moment) {
         let is_late = |renewal: &Renewal, patience| {
-            renewal.is_some_and(|(_, asked)| now.since(asked) >= patience)
+            renewal.asked.is_some_and(|asked| now.since(asked) >= patience)
         };
-        if self.all.as_ref().is_some_and(|renewal| is_late(renewal, ASK_AGAIN)) {
-            self.all = Some(None);
+        if let Some(all) = self.all.as_mut().filter(|all| is_late(all, ASK_ALL_AGAIN)) {
+            all.asked = None;
         }
         let is_due = |gap: &Gap| {
-            is_late(&gap.renewal, if gap.is_foreign { ASK_FOR_OTHERS } else { ASK_AGAIN })
+            let patience = match gap {
+                Gap { is_foreign: true, .. } => ASK_FOR_OTHERS,
+                Gap { is_later: true, .. } => ASK_LATER,
+                _ => ASK_AGAIN,
+            };
+            is_late(&gap.renewal, patience)
         };
         for (target, gap) in self.logs.iter_mut().filter(|(_, gap)| is_due(gap)) {
-            gap.renewal = None;
+            (gap.renewal.asked, gap.is_later) = (None, false);
             self.unasked.push(target.clone());
         }
+    }
+}
+
+impl Renewal {
+    /// Asks for it; returns its number.
+    fn ask(&mut self, last: &mut u64, now: Moment) -> u64 {
+        let number = *self.number.get_or_insert_with(|| {
+            *last += 1;
+            *last
+        });
+        self.asked = Some(now);
+        number
     }
 }
 
@@ -226,10 +249,10 @@ mod tests {
         let mut unnumbered = Unnumbered::default();
         unnumbered.note(&user(1), None);
         assert!(unnumbered.next(Moment::from_millis(0)).is_some());
-        unnumbered.ask_again(Moment::from_millis(1999));
-        assert!(unnumbered.next(Moment::from_millis(1999)).is_none());
-        unnumbered.ask_again(Moment::from_millis(2000));
-        assert!(unnumbered.next(Moment::from_millis(2000)).is_some());
+        unnumbered.ask_again(Moment::from_millis(4999));
+        assert!(unnumbered.next(Moment::from_millis(4999)).is_none());
+        unnumbered.ask_again(Moment::from_millis(5000));
+        assert!(unnumbered.next(Moment::from_millis(5000)).is_some());
     }
 
     #[test]
@@ -244,5 +267,30 @@ mod tests {
         let (_, second) = unnumbered.next(Moment::from_millis(0)).unwrap();
         unnumbered.all_renewed(second);
         assert!(!unnumbered.contains(&user(1)));
+    }
+
+    /// The broker takes 3 s for what is asked: it is done all the same.
+    #[test]
+    fn review_a_renewal_that_takes_longer_than_the_hub_waits_ends() {
+        let mut unnumbered = Unnumbered::default();
+        (0..=MAX_UNNUMBERED_LOGS).for_each(|n| unnumbered.note(&user(n), None));
+        let mut single = Unnumbered::default();
+        single.note(&user(1), None);
+        let (mut asked, mut asked_single) = (Vec::new(), Vec::new());
+        for ms in (0..60_000).step_by(1000) {
+            let now = Moment::from_millis(ms);
+            unnumbered.ask_again(now);
+            single.ask_again(now);
+            asked.extend(unnumbered.next(now).map(|(_, number)| (ms, number)));
+            asked_single.extend(single.next(now).map(|(_, number)| (ms, number)));
+            for (_, number) in asked.iter().filter(|(at, _)| at + 3000 == ms) {
+                unnumbered.all_renewed(*number);
+            }
+            for (_, number) in asked_single.iter().filter(|(at, _)| at + 3000 == ms) {
+                single.renewed(&user(1), Some(*number));
+            }
+        }
+        println!("asked {} and {} times", asked.len(), asked_single.len());
+        assert!(!unnumbered.contains(&user(1)) && !single.contains(&user(1)));
     }
 }

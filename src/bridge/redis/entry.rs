@@ -3,6 +3,7 @@
 use serde::de::IgnoredAny;
 
 use crate::bridge::channel_names::{ChannelNames, Source};
+use crate::bridge::envelope::Envelope;
 use crate::config::MAX_NOTIFICATION_BYTES;
 use crate::protocol::Target;
 use crate::protocol::json::parse_object;
@@ -41,6 +42,8 @@ impl<'a> Entry<'a> {
         let message = std::str::from_utf8(message).map_err(|_| BadEntry)?;
         let members = members(message).ok_or(BadEntry)?;
         match channels.read(channel) {
+            // Published as it is, it would be taken for a message of an instance.
+            _ if Envelope::unwrap(message).is_some() => Err(BadEntry),
             Some(Source::Target(Target::Everyone) | Source::Event) => {
                 Ok(Self::Publish { channel, message })
             }

@@ -52,7 +52,8 @@ end
 -- In another life it never goes on counting.
 local log = redis.call('HMGET', numbers, 'life', 'epoch', 'seq')
 local epoch, seq = log[2], tonumber(log[3])
-local begins = mode == 'renew' or log[1] ~= life or not epoch or not seq
+-- Lua counts exactly up to 2^53; what is beyond, or no number, nobody has counted.
+local begins = mode == 'renew' or log[1] ~= life or not epoch or not (seq and seq >= 0 and seq < 2 ^ 53 - 1)
 if begins then
   epoch, seq = ARGV[3], 0
   redis.call('HSET', numbers, 'life', life, 'epoch', epoch, 'seq', '0')
@@ -82,7 +83,9 @@ if mode == 'append' or mode == 'door' then
   return 1
 end
 
-redis.call('EXPIRE', numbers, ARGV[4])
+-- Under which nothing was said, there are many: whoever looks at a room begins one.
+local EMPTY_SECONDS = '3600'
+redis.call('EXPIRE', numbers, seq == 0 and EMPTY_SECONDS or ARGV[4])
 
 -- renew: 6 channel of notices, 7 who asks
 if mode == 'renew' then
@@ -93,7 +96,7 @@ end
 -- read: 6 channel of notices, 7 since: epoch or empty, 8 since: seq, 9 whether all are wanted otherwise: 1,
 --       10 channel of marks, 11 the mark
 -- Answer: epoch, seq, unix ms now, and seq, unix ms, text of each message.
-local PAGE_MESSAGES, PAGE_BYTES, STEP = 128, 1048576, 16
+local PAGE_MESSAGES, PAGE_BYTES, STEP = 128, 262144, 16
 
 -- Others may hold an epoch that was lost with its key.
 if begins then

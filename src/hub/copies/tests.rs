@@ -594,6 +594,12 @@ impl Game {
         }
     }
 
+    fn play_without_flush(&mut self, step: Step) {
+        if let Step::Append(hub, n) = step {
+            (0..n).for_each(|_| self.world().append(hub));
+        }
+    }
+
     fn say(&mut self, now: usize, hub: usize, log: usize) {
         let n = self.said.len();
         let members = match log {
@@ -802,4 +808,149 @@ fn a_message_that_the_broker_took_and_did_not_confirm_is_delivered_once() {
     game.go_away(0, 1);
     game.settle(0);
     assert_eq!(client.peer.taken(), [r#"{"n":1}"#]);
+}
+
+fn notify(game: &mut Game, hub: usize, log: usize, text: &str) {
+    let draft = Draft::object(&[text.as_bytes()]);
+    game.benches[hub].notify_later(target(log), draft);
+}
+
+/// Of several pages, the messages go between the first and the second (eviction), or the last of them is no
+/// message of ours: what was collected does not end where the log does.
+#[test]
+fn review_what_was_read_from_the_start_keeps_its_numbers() {
+    let mut game = Game::new(100, 2);
+    for hub in 0..HUBS {
+        game.play(0, Step::Subscribe(hub));
+        game.play(0, Step::Back(hub));
+    }
+    game.play(0, Step::Stream(1, 2));
+    (1..=5).for_each(|n| notify(&mut game, 1, 0, &format!("\"n\":{n}}}")));
+    game.world().links[0].is_subscribed = false;
+    game.play(0, Step::Append(1, 5));
+    game.world().links[0].is_subscribed = true;
+    game.play(0, Step::Stream(0, 2));
+    let epoch = game.world().log(&target(0)).epoch.clone();
+    let client = game.benches[0].connect("7", "");
+    client.say(Said::Join { room: room("0"), since: Some(Position { epoch, seq: 3 }), id: id() });
+    game.benches[0].flush();
+    game.play(0, Step::Answer(0, 1));
+    game.play(0, Step::Stream(0, 5));
+    game.play(0, Step::Answers(0));
+    game.play(0, Step::LoseMessages(0));
+    for _ in 0..4 {
+        game.play(0, Step::Answer(0, 1));
+        game.play(0, Step::Stream(0, 5));
+        game.play(0, Step::Answers(0));
+    }
+    let taken = client.peer.taken();
+    println!("{taken:?}");
+    assert!(taken[0].contains(r#""recovered":false"#), "{taken:?}");
+}
+
+/// The hub is behind when the subscription breaks: what it has still to serve of the old stream does not make a
+/// copy current in the new one.
+#[test]
+fn review_a_message_of_the_old_stream_does_not_make_a_copy_current() {
+    let (mut game, client) = connected();
+    for name in ["0", "1"] {
+        client.say(Said::Join { room: room(name), since: None, id: id() });
+    }
+    game.settle(0);
+    client.peer.taken();
+    let big = format!("\"n\":\"{}\"}}", "x".repeat(60_000));
+    (0..6).for_each(|_| notify(&mut game, 1, 0, &big));
+    notify(&mut game, 1, 1, "\"n\":100}");
+    game.play_without_flush(Step::Append(1, 7));
+    // The subscriber hands over faster than the hub serves: the last ones wait.
+    let stream: Vec<_> = game.world().links[0].stream.drain(..).collect();
+    for incoming in stream {
+        game.benches[0].handle.hear(incoming).unwrap();
+    }
+    game.benches[0].look();
+    let (_, waiting) = game.benches[0].hub.waiting();
+    assert!(waiting > 0);
+    // The connections break; a message is missed; the subscription comes again.
+    game.unsubscribe(0);
+    game.world().links[0].is_open = false;
+    game.benches[0].handle.hear(Incoming::Away(0)).unwrap();
+    game.benches[0].look();
+    notify(&mut game, 1, 1, "\"n\":101}");
+    game.world().append(1);
+    game.world().links[0].is_subscribed = true;
+    game.benches[0].handle.hear(Incoming::BrokenOff).unwrap();
+    game.benches[0].look();
+    game.benches[0].flush();
+    game.settle(0);
+    let taken = client.peer.taken();
+    let small: Vec<_> = taken.iter().filter(|text| text.len() < 1000).collect();
+    println!("{small:?}");
+    assert!(small.iter().any(|text| text.contains("\"n\":101") || text.contains("reset")));
+}
+
+#[test]
+fn review_a_broker_that_refuses_readings_is_not_asked_again_at_once() {
+    let (mut game, client) = connected();
+    client.say(Said::Join { room: room("0"), since: None, id: id() });
+    game.benches[0].flush();
+    for _ in 0..1000 {
+        game.play(0, Step::Fail(0));
+        game.play(0, Step::Answers(0));
+    }
+    let readings = game.benches[0].hub.copy_counts().readings;
+    println!("readings: {readings}");
+    assert!(readings < 10);
+}
+
+#[test]
+fn review_who_waited_for_a_log_is_served_in_turns() {
+    let clients = 4000;
+    let mut game = Game::new(100, 100);
+    for hub in 0..HUBS {
+        game.play(0, Step::Subscribe(hub));
+        game.play(0, Step::Back(hub));
+    }
+    game.play(0, Step::Stream(1, 2));
+    let text = format!("\"n\":\"{}\"}}", "x".repeat(500));
+    (0..100).for_each(|_| notify(&mut game, 1, 0, &text));
+    game.world().links[0].is_subscribed = false;
+    game.play(0, Step::Append(1, 100));
+    game.world().links[0].is_subscribed = true;
+    game.play(0, Step::Stream(0, 2));
+    let epoch = game.world().log(&target(0)).epoch.clone();
+    let all: Vec<_> = (0..clients).map(|n| game.benches[0].connect(&format!("u{n}"), "")).collect();
+    for client in &all {
+        let since = Some(Position { epoch: epoch.clone(), seq: 1 });
+        client.say(Said::Join { room: room("0"), since, id: id() });
+    }
+    game.benches[0].flush();
+    game.world().answer(0, false);
+    let marked = game.world().links[0].stream.pop_front().unwrap();
+    let answer = game.world().links[0].answers.pop_front().unwrap();
+    game.benches[0].handle.hear(marked).unwrap();
+    game.benches[0].look();
+    game.benches[0].handle.hear(answer).unwrap();
+    let before = Instant::now();
+    game.benches[0].look();
+    let stalled = before.elapsed();
+    let appended = game.benches[0].hub.connections.appended;
+    println!("one event: {appended} frames appended in {stalled:?}");
+    assert!(appended <= 70_000);
+}
+
+#[test]
+fn review_who_was_answered_without_a_position_gets_one_when_the_broker_is_back() {
+    let (mut game, client) = connected();
+    client.say(Said::Join { room: room("0"), since: None, id: id() });
+    game.settle(0);
+    client.peer.taken();
+    // Only the connection for appends is lost.
+    game.go_away(0, 0);
+    client.say(Said::Join { room: room("1"), since: None, id: id() });
+    game.benches[0].flush();
+    assert_eq!(client.peer.taken(), [r#"{"type":"joined","id":1,"payload":{"room":"1"}}"#]);
+    game.settle(0);
+    let taken = client.peer.taken();
+    println!("{taken:?}");
+    assert!(taken.len() == 1 && taken[0].contains("reset"));
 }

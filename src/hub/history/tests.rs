@@ -167,12 +167,14 @@ fn a_copy_is_stale_until_it_is_known_to_be_the_end() {
         assert_eq!(history.place(key, &position(epoch, seq)), place);
     }
     // It has the broker remember its number before that is forgotten.
-    assert!(history.next_stale(at(12 * 3600)).is_none());
-    assert_eq!(history.next_stale(at(12 * 3600 + 1)), Some(key));
+    assert!(history.next_stale(at(1800)).is_none());
+    assert_eq!(history.next_stale(at(1801)), Some(key));
     history.break_off();
     assert!(!history.answers(key, None) && history.next_stale(at(0)) == Some(key));
     history.freshen(key, at(0));
     history.doubt(key);
+    assert!(!history.answers(key, None) && history.next_stale(at(0)).is_none());
+    history.ask_again(key);
     assert_eq!(history.next_stale(at(0)), Some(key));
     assert!(!history.forget_vacant(key));
     history.vacate(&target(0), at(0));
