@@ -104,7 +104,7 @@ pub(super) enum Work {
     Log(Target, LogEvent),
     /// The next turn of a connection's replays.
     Replay(ConnectionKey),
-    /// What a connection said, and what waited for a log.
+    /// What a connection has said and had to wait with.
     GoOn(ConnectionKey),
 }
 

@@ -519,9 +519,9 @@ impl History {
     /// broker remember its number.
     pub fn next_stale(&self, now: Moment) -> Option<LogKey> {
         let first = self.by_age.first()?;
-        let is_stale =
-            |log: &&Box<Log>| log.stream != self.stream || now.since(log.fresh) > NUMBERS_REFRESH;
-        self.logs.get(first).filter(is_stale).map(|_| first)
+        let log = self.logs.get(first)?;
+        let is_stale = log.stream != self.stream || now.since(log.fresh) > NUMBERS_REFRESH;
+        is_stale.then_some(first)
     }
 
     /// It is the end of the broker's, or is being read.

@@ -271,7 +271,7 @@ mod tests {
 
     /// The broker takes 3 s for what is asked: it is done all the same.
     #[test]
-    fn review_a_renewal_that_takes_longer_than_the_hub_waits_ends() {
+    fn a_renewal_that_takes_longer_than_the_hub_waits_ends() {
         let mut unnumbered = Unnumbered::default();
         (0..=MAX_UNNUMBERED_LOGS).for_each(|n| unnumbered.note(&user(n), None));
         let mut single = Unnumbered::default();
@@ -290,7 +290,6 @@ mod tests {
                 single.renewed(&user(1), Some(*number));
             }
         }
-        println!("asked {} and {} times", asked.len(), asked_single.len());
         assert!(!unnumbered.contains(&user(1)) && !single.contains(&user(1)));
     }
 }

@@ -345,18 +345,17 @@ fn kept(entry: &[String], now: u64, instance: Uuid) -> Option<KeptMessage> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod review {
+mod tests {
     use super::*;
 
     /// An entry of the door may begin with any member.
     #[test]
-    fn review_a_message_that_begins_with_log_is_kept_whole() {
+    fn a_message_that_begins_with_log_is_kept_whole() {
         let uuid = Uuid::from_u128(5);
         for members in [r#""log":"x","a":1}"#, r#""log":"e:7","a":1}"#, r#""log":5}"#] {
             let text = format!(r#"{{"origin":"{uuid}:1",{members}"#);
             let entry = ["5".to_owned(), "1".to_owned(), text];
             let kept = kept(&entry, 2, uuid).map(|kept| kept.draft.into_members());
-            println!("{members} -> {kept:?}");
             assert_eq!(kept.as_deref(), Some(members.as_bytes()));
         }
     }
