@@ -123,7 +123,7 @@ fn publish() -> Vec<String> {
 /// What the service publishes of a broadcast of the benchmark.
 fn members() -> String {
     format!(
-        "\"type\":\"broadcast\",\"payload\":{{\"room\":\"room-0\",\"body\":{}}}}}",
+        "\"from\":\"3f7d4c61-2\",\"room\":\"room-0\",\"ts\":\"2026-01-01T00:00:00.000Z\",\"body\":{}}}",
         wire::sample_body()
     )
 }
