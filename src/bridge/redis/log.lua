@@ -24,16 +24,17 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
+-- As text: seconds, and the first three of six digits of the microseconds.
 local function unix_ms()
   local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  return time[1] .. string.sub('00000' .. time[2], -6, -4)
 end
 
 -- The numbers of a log are good for one life of one server: whoever was another server's replica meanwhile, be
 -- it this one, finds that server's life in its copy, and may lack what was numbered last.
 local lived = redis.call('GET', KEYS[3])
-local life = lived and string.match(lived, '^' .. run .. ' (.+)$')
-if not life or (mode == 'greet' and ARGV[6] == '1') then
+local life = lived and string.sub(lived, 1, #run + 1) == run .. ' ' and string.sub(lived, #run + 2)
+if not life or life == '' or (mode == 'greet' and ARGV[6] == '1') then
   life = ARGV[3]
   redis.call('SET', KEYS[3], run .. ' ' .. life)
 end
@@ -64,7 +65,7 @@ end
 if mode == 'append' or mode == 'door' then
   local members = ARGV[#ARGV]
   local number = text(seq + 1)
-  local id = number .. '-' .. text(unix_ms())
+  local id = number .. '-' .. unix_ms()
   local opening = '{"origin":"' .. ARGV[8] .. '",'
   redis.call('XADD', messages, 'MAXLEN', ARGV[6], id, 'm', opening .. members)
   local log_member = '"log":"' .. epoch .. ':' .. number .. '",'
@@ -104,7 +105,7 @@ if begins then
 end
 
 local now = unix_ms()
-local oldest = now - tonumber(ARGV[5])
+local oldest = tonumber(now) - tonumber(ARGV[5])
 local from = seq + 1
 if ARGV[7] == epoch then
   from = tonumber(ARGV[8]) + 1
@@ -132,4 +133,4 @@ while from <= seq and count < PAGE_MESSAGES and bytes < PAGE_BYTES do
 end
 
 redis.call('PUBLISH', ARGV[10], ARGV[11])
-return { epoch, text(seq), text(now), page }
+return { epoch, text(seq), now, page }
