@@ -26,8 +26,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::protocol::{Delivery, Target};
-use crate::protocol::{Draft, Position};
+use crate::protocol::{Delivery, Draft, Position, Target};
 
 pub use self::redis::RedisPubSub;
 pub use counters::{BridgeCounters, DropReason};

@@ -21,6 +21,7 @@ mod outbox;
 mod pending;
 mod query;
 pub mod rates;
+mod reading;
 mod recovery;
 mod replay;
 mod room_rates;

@@ -5,8 +5,7 @@
 
 use uuid::Uuid;
 
-use crate::protocol::Target;
-use crate::protocol::{Id, Room};
+use crate::protocol::{Id, Room, Target};
 
 const ROOM: &str = "room:";
 const USER: &str = "user:";

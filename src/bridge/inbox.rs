@@ -12,8 +12,7 @@ use super::envelope::{ENVELOPE_BYTES, Envelope, Numbering, Seen, is_epoch};
 use super::{DropReason, Incoming, Logged};
 use crate::config::MAX_NOTIFICATION_BYTES;
 use crate::protocol::json::parse_object;
-use crate::protocol::{Delivery, Target};
-use crate::protocol::{Draft, Id};
+use crate::protocol::{Delivery, Draft, Id, Target};
 
 /// What to do with a message.
 #[derive(Debug)]

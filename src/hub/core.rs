@@ -35,10 +35,9 @@ use crate::config::{
     Config, FLUSH_BYTES, FLUSH_FRAMES, FLUSH_SOCKETS, LONE_FLUSH_FRAMES, RATE_TOLD_EVERY,
 };
 use crate::protocol::close::Close;
-use crate::protocol::{Delivery, Target};
 use crate::protocol::{
-    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Position, Reply, Room, control_frame,
-    error_frame, resumed_frame,
+    Delivery, ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Position, Reply, Room, Target,
+    control_frame, error_frame, resumed_frame,
 };
 use crate::runtime::channel::Sender;
 use crate::runtime::clock::{Moment, uptime};

@@ -19,8 +19,7 @@ use slotmap::{SlotMap, new_key_type};
 use uuid::Uuid;
 
 use crate::config::{Config, MAX_VACANT_LOGS, NUMBERS_REFRESH, NUMBERS_TTL};
-use crate::protocol::Target;
-use crate::protocol::{Draft, Number, Numbered, Position};
+use crate::protocol::{Draft, Number, Numbered, Position, Target};
 use crate::runtime::clock::Moment;
 use order::{Links, List, ListName};
 

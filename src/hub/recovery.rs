@@ -6,8 +6,7 @@ use super::event::ConnectionKey;
 use super::history::{LogKey, NotRecovered};
 use super::replay::Turn;
 use crate::config::REPLAY_BYTES;
-use crate::protocol::Target;
-use crate::protocol::{Position, Standing, reset_frame};
+use crate::protocol::{Position, Standing, Target, reset_frame};
 use crate::runtime::clock::Moment;
 
 /// Bytes of a replay that cost as much as a delivery: a send of [`REPLAY_BYTES`] takes ten times as long as one

@@ -15,8 +15,7 @@ use super::{SessionError, Shared, StopSignal, Throttle, describe};
 use crate::bridge::backoff::Backoff;
 use crate::bridge::envelope::{Envelope, MAX_SEQ, is_epoch};
 use crate::bridge::{Answer, Handler, Incoming, KeptMessage, Reading, Unanswered};
-use crate::protocol::Target;
-use crate::protocol::{Draft, Position};
+use crate::protocol::{Draft, Position, Target};
 
 /// Most requests in one pipeline.
 const BATCH: usize = 32;
