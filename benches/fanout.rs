@@ -23,6 +23,8 @@ mod fanout {
     pub(crate) mod measure;
     pub(crate) mod memory;
     pub(crate) mod recover;
+    pub(crate) mod redis;
+    pub(crate) mod redis_floor;
     pub(crate) mod report;
     pub(crate) mod rest_floor;
     pub(crate) mod rooms;

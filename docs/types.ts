@@ -279,7 +279,7 @@ export type ErrorPayload = {
 export type JoinedPayload = {
   /** As it was asked for. */
   room: string,
-  /** Absent, as `seq`, where `HISTORY_MESSAGES` is 0. */
+  /** Absent, as `seq`, where `HISTORY_MESSAGES` is 0, or Redis has not told it yet; a `reset` then does. */
   epoch?: string,
   /** Number of the last message before the ones that come now. */
   seq?: number,
@@ -289,7 +289,7 @@ export type JoinedPayload = {
 
 /** Where the client is in its own notifications. */
 export type ResumedPayload = {
-  /** Absent, as `seq`, where `HISTORY_MESSAGES` is 0. */
+  /** Absent, as `seq`, where `HISTORY_MESSAGES` is 0, or Redis has not told it yet; a `reset` then does. */
   epoch?: string,
   /** Number of the last message before the ones that come now. */
   seq?: number,
@@ -319,7 +319,7 @@ export type ResetMessage = { "type": "reset", payload: ResetPayload };
 
 /** What members of a room get when a client broadcasts. */
 export type RoomMessage = {
-  /** Number of the message in the room; absent where `HISTORY_MESSAGES` is 0. */
+  /** Number of the message in the room; absent where `HISTORY_MESSAGES` is 0, or Redis was away. */
   seq?: number,
   /** Id of the sender's connection. */
   from: string,

@@ -62,11 +62,19 @@ pub const FLUSH_BYTES: usize = 256 * KIB;
 /// Bytes of a replay that a connection gets in one turn: as much as a send is worth, and little enough for
 /// others to wait behind.
 pub const REPLAY_BYTES: usize = 64 * KIB;
+/// How long anybody waits for the broker: one that hangs is away then.
+pub const BROKER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the number of a room is remembered in which nobody is, and that of a user who is away. Much
 /// longer than messages are kept: who missed nothing recovers after a night too.
 pub const NUMBERS_TTL: Duration = Duration::from_secs(24 * 3600);
+/// After so long without a message the hub has the broker remember a number that somebody here relies on; those
+/// under which nothing was said are remembered for twice as long only.
+pub const NUMBERS_REFRESH: Duration = Duration::from_secs(1800);
 /// Most rooms without members, and users who are away, whose numbers are remembered.
 pub const MAX_VACANT_LOGS: usize = 100_000;
+/// Most rooms and users of which it is remembered that something was said there without a number; with more, all
+/// logs begin anew.
+pub const MAX_UNNUMBERED_LOGS: usize = 100_000;
 /// How often the hub walks all connections for heartbeat, expiry and deadlines.
 pub const TICK: Duration = Duration::from_secs(1);
 /// How long a message may stay unfinished (fragments or bytes missing) before the peer is cut.
@@ -177,7 +185,7 @@ pub struct RedisConfig {
     pub addr: Secret,
     /// `REDIS_PASSWORD`, default none.
     pub password: Option<Secret>,
-    /// `REDIS_PREFIX`, default none: put before every channel name.
+    /// `REDIS_PREFIX`, default none: put before the name of every channel and key.
     pub prefix: String,
 }
 
@@ -243,11 +251,11 @@ pub struct Config {
     /// `SEND_QUEUE_BYTES`, default 1 MiB: largest backlog; one frame always fits an empty one.
     pub send_queue_bytes: usize,
     /// `HISTORY_MESSAGES`, default 100: messages kept of each room and of each user's notifications, for
-    /// clients that come back. 0 turns numbers and recovery off.
+    /// clients that come back; the same on all instances. 0 turns numbers and recovery off.
     pub history_messages: usize,
-    /// `HISTORY_TTL`, default 120 s: how long a message is kept.
+    /// `HISTORY_TTL`, default 120 s: how long a message is kept; the same on all instances.
     pub history_ttl: Duration,
-    /// `HISTORY_BYTES`, default 64 MiB: of all kept messages together; the rooms and users that have been
+    /// `HISTORY_BYTES`, default 64 MiB: of all messages kept in this process; the rooms and users that have been
     /// silent for longest lose theirs first.
     pub history_bytes: usize,
     /// `WRITE_TIMEOUT`, default 5 s: within it the frame at the head of a backlog must be sent.

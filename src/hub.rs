@@ -9,6 +9,8 @@ mod allowance;
 mod backlog;
 mod batch;
 mod connection;
+mod conversation;
+mod copies;
 mod core;
 pub mod event;
 mod groups;
@@ -16,8 +18,10 @@ mod handle;
 pub mod history;
 mod listing;
 mod outbox;
+mod pending;
 mod query;
 pub mod rates;
+mod reading;
 mod recovery;
 mod replay;
 mod room_rates;
@@ -25,6 +29,7 @@ mod rooms;
 mod schedule;
 pub mod socket;
 mod stats;
+mod unnumbered;
 mod users;
 
 use std::ops::ControlFlow;
@@ -36,10 +41,9 @@ use crossbeam_channel::RecvTimeoutError;
 pub use allowance::HubGone;
 pub use backlog::{Drain, Drained, Step};
 pub use connection::DisconnectReason;
+pub use copies::CopyCounts;
 pub use core::Hub;
-pub use event::{
-    Broadcast, ConnectionKey, Delivery, Event, Notify, PublisherName, Refusal, Said, Target,
-};
+pub use event::{Broadcast, ConnectionKey, Event, Notify, PublisherName, Refusal, Said};
 pub use handle::{HubHandle, Publisher};
 pub use query::{
     Counts, ListQuery, ListedConnection, Listing, MAX_COUNTED_ROOMS, MAX_LISTED_ROOMS,
@@ -47,8 +51,9 @@ pub use query::{
 use socket::Socket;
 pub use stats::{Buckets, Stats};
 
+use crate::bridge::PubSub;
 use crate::config::TICK;
-use crate::protocol::Numbered;
+pub use crate::protocol::{Delivery, Target};
 use crate::runtime::channel::Receiver;
 use crate::runtime::clock::Moment;
 use allowance::Budget;
@@ -84,13 +89,10 @@ pub trait Writers: Send {
     fn waiting(&self) -> usize;
 }
 
-/// Hands a message of this instance to the broker, without waiting.
-pub type Publish = Box<dyn FnMut(&Target, &Numbered) + Send>;
-
 /// Where the hub's effects go besides sockets.
 pub struct Outlets {
-    /// To the broker.
-    pub publish: Publish,
+    /// To the broker, if there is one.
+    pub broker: Option<Arc<dyn PubSub>>,
     /// To the writers.
     pub writers: Box<dyn Writers>,
 }

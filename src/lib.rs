@@ -28,8 +28,9 @@
 //!
 //! # Delivery
 //!
-//! What one connection or backend connection publishes to one room arrives in order, and at most once. On
-//! one instance, a client that keeps up gets it exactly once. Different publishers have no common order.
+//! What one connection or backend connection publishes to one room arrives in order, and at most once. All
+//! members of a room, on all instances, see its numbered messages in one order, each once, or are told that
+//! something may be missing. What has no number has no common order over instances.
 //!
 //! # Layout
 //!

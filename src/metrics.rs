@@ -19,7 +19,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::auth::{Authorizer, TokenError};
 use crate::bridge::{BridgeCounters, BridgeState, PubSub};
 use crate::hub::history::{HistoryCounts, NotRecovered};
-use crate::hub::{Buckets, Event, HubHandle, Stats};
+use crate::hub::{Buckets, CopyCounts, Event, HubHandle, Stats};
 use crate::logging::dropped_lines;
 use crate::runtime::count::{CountBy, Kind};
 
@@ -390,6 +390,30 @@ impl Out<'_> {
         Ok(())
     }
 
+    fn copies(&mut self, counts: &CopyCounts) -> fmt::Result {
+        self.gauge(
+            "realtime_log_pending",
+            "Messages of this instance that Redis has not given back",
+            counts.pending as f64,
+        )?;
+        for (name, help, value) in [
+            (
+                "realtime_unnumbered",
+                "Messages delivered without a number, as Redis was away or refused them",
+                counts.unnumbered,
+            ),
+            ("realtime_log_readings", "Rooms and users read from Redis", counts.readings),
+            (
+                "realtime_log_renewals",
+                "Rooms and users whose numbers had to begin anew",
+                counts.renewals,
+            ),
+        ] {
+            self.counter(name, help, value)?;
+        }
+        Ok(())
+    }
+
     fn stats(&mut self, stats: &Stats) -> fmt::Result {
         let by = |map: &std::collections::BTreeMap<&'static str, u64>| map.clone();
         self.gauge("realtime_connections", "Live connections", stats.connections as f64)?;
@@ -397,6 +421,7 @@ impl Out<'_> {
         self.gauge("realtime_writers", "Writer threads", stats.writers as f64)?;
         self.waiting(stats)?;
         self.history(&stats.history)?;
+        self.copies(&stats.copies)?;
         self.counter("realtime_connects", "Connections that became live", stats.connects)?;
         self.counters(
             "realtime_disconnects",

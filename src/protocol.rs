@@ -1,6 +1,7 @@
 //! What is sent and received: ids, rooms, messages, frames, close codes, and the marketplace's models.
 
 pub mod close;
+mod delivery;
 mod draft;
 mod frame;
 mod id;
@@ -12,6 +13,7 @@ mod room;
 #[cfg(test)]
 mod typescript;
 
+pub use delivery::{Delivery, Target};
 pub use draft::{Draft, Number, Numbered};
 pub use frame::{
     OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT, control_frame, frame_payload, text_frame,

@@ -13,10 +13,10 @@ use log::{info, warn};
 use uuid::Uuid;
 
 use crate::auth::{Authorizer, Verifier, VerifierError};
-use crate::bridge::{BridgeState, Incoming, Outgoing, PubSub, RedisPubSub};
+use crate::bridge::{BridgeState, LogLimits, PubSub, RedisPubSub};
 use crate::config::{AllowedOrigins, Config, Environment, RoomPolicy};
 use crate::gate::{Gate, OnUpgrade};
-use crate::hub::{self, Event, Hub, HubHandle, Outlets};
+use crate::hub::{self, Event, Hub, HubGone, HubHandle, Outlets};
 use crate::metrics::{Counters, Metrics};
 use crate::notification::NotificationService;
 use crate::rest::RestParts;
@@ -201,7 +201,9 @@ fn authorizer(config: &Config, threads: &Threads) -> Result<Authorizer, StartErr
 }
 
 fn bridge(config: &Config, threads: &Threads) -> Result<Option<Arc<dyn PubSub>>, StartError> {
-    let bridge = config.redis.as_ref().map(|redis| RedisPubSub::new(redis, threads.clone()));
+    let limits = LogLimits { messages: config.history_messages, ttl: config.history_ttl };
+    let connect = |redis| RedisPubSub::new(redis, limits, threads.clone());
+    let bridge = config.redis.as_ref().map(connect);
     let bridge = bridge.transpose().map_err(StartError::Redis)?;
     Ok(bridge.map(|bridge| Arc::new(bridge) as Arc<dyn PubSub>))
 }
@@ -216,7 +218,7 @@ fn start_hub(
     let hub = HubHandle::new(events);
     let writers = WriterPool::start(config.max_writers, threads.clone(), hub.clone())
         .map_err(failed("start a writer"))?;
-    let outlets = Outlets { publish: publish_to(bridge), writers: Box::new(writers) };
+    let outlets = Outlets { broker: bridge, writers: Box::new(writers) };
     let core = Hub::new(Arc::clone(config), &hub, outlets);
     threads
         .spawn_batch("hub", move || hub::run(core, &queue))
@@ -250,26 +252,11 @@ fn instance_name() -> String {
     name
 }
 
-/// Forwards to the bridge; a no-op without Redis.
-fn publish_to(bridge: Option<Arc<dyn PubSub>>) -> hub::Publish {
-    match bridge {
-        None => Box::new(|_, _| ()),
-        Some(bridge) => Box::new(move |target, numbered| {
-            let outgoing = Outgoing { target: target.clone(), members: numbered.members() };
-            // What does not fit is counted by the bridge.
-            let _ = bridge.publish(outgoing);
-        }),
-    }
-}
-
-/// Delivers what comes through the broker to the hub; the subscriber waits while too much of it waits.
+/// Hands what comes from the broker to the hub; its threads wait while too much of it waits.
 fn subscribe(bridge: &dyn PubSub, hub: HubHandle) -> io::Result<()> {
-    bridge.start(Box::new(move |incoming| {
-        let taken = match incoming {
-            Incoming::Message(delivery) => hub.deliver(delivery),
-            Incoming::BrokenOff => hub.send(Event::BrokenOff),
-        };
-        if taken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    bridge.start(Arc::new(move |incoming| match hub.hear(incoming) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(HubGone) => ControlFlow::Break(()),
     }))
 }
 

@@ -261,15 +261,32 @@ fn go_through_redis(recorder: &mut Recorder) {
         recorder.seen.insert("foreign");
     }
 
+    let message = r#"{"event":"e","data":1,"to":"seller-5"}"#;
+    let entry = json!({"channel": "ws:room:seller-5", "message": message});
+    recorder.record("entry", &entry.to_string());
+    redis.run(&["XADD", "ws:publish", "*", "channel", "ws:room:seller-5", "message", message]);
+    recorder.receive(&mut seller, "notification");
+
+    // A room that nobody has used: its log is looked up, and begins.
+    recorder.send(&mut seller, &json!({"type": "join", "id": 1, "payload": {"room": "seller-6"}}));
+    recorder.receive(&mut seller, "joined");
+    overheard(recorder, &mut pubsub, "notice", "ws:log:room:seller-6");
+    overheard(recorder, &mut pubsub, "mark", "ws:mark:");
+
     // The seller knows where it is in a room and in its own notifications: of both it is told that something
     // may be missing now.
     recorder.send(&mut seller, &json!({"type": "join", "id": 1, "payload": {"room": "seller-5"}}));
     recorder.receive(&mut seller, "joined");
     recorder.send(&mut seller, &json!({"type": "resume", "id": 2, "payload": {}}));
     recorder.receive(&mut seller, "resumed");
-    redis.run(&["CLIENT", "KILL", "TYPE", "pubsub"]);
-    for _ in 0..2 {
+    for (log, target) in [
+        ("ws:log:room:seller-5", json!({"event": "e", "room": "seller-5"})),
+        ("ws:log:user:5", json!({"event": "e", "user_id": 5})),
+    ] {
+        redis.run(&["DEL", log]);
+        assert_eq!(service.notify(&target).status, 200);
         recorder.receive(&mut seller, "reset");
+        recorder.receive(&mut seller, "notification");
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use realtime_service::bridge::{
-    BridgeState, DropReason, Incoming, Outgoing, PubSub, QUEUE_MESSAGES, RedisPubSub,
+    BridgeState, DropReason, Incoming, LogLimits, Outgoing, PubSub, QUEUE_MESSAGES, RedisPubSub,
 };
 use realtime_service::config::{RedisConfig, Secret};
 use realtime_service::hub::Target;
@@ -28,6 +28,9 @@ use support::{PATIENCE, Redis, free_port, run, until};
 
 /// Delivery resumes within this of the return of Redis.
 const RESUMED: Duration = Duration::from_secs(5);
+
+/// tests/ordered_log.rs has the cases with a log.
+const NO_LOG: LogLimits = LogLimits { messages: 0, ttl: Duration::from_secs(1) };
 
 fn config(addr: &str) -> RedisConfig {
     RedisConfig { addr: Secret::new(addr), password: None, prefix: String::new() }
@@ -58,10 +61,10 @@ impl Instance {
 
     /// With a gate, the handler waits for a token before each delivery.
     fn start_with(config: &RedisConfig, gate: Option<Receiver<()>>) -> Self {
-        let bridge = RedisPubSub::new(config, Threads::default()).unwrap();
+        let bridge = RedisPubSub::new(config, NO_LOG, Threads::default()).unwrap();
         let (sender, received) = unbounded();
         bridge
-            .start(Box::new(move |incoming| {
+            .start(Arc::new(move |incoming| {
                 let Incoming::Message(delivery) = incoming else {
                     return ControlFlow::Continue(());
                 };

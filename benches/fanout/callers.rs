@@ -27,7 +27,7 @@ struct Caller {
 }
 
 /// The callers, the members that they notify, and the account.
-struct Callers {
+pub(crate) struct Callers {
     swarm: Swarm,
     ledger: Ledger,
     callers: Vec<Caller>,
@@ -38,7 +38,12 @@ struct Callers {
 }
 
 impl Callers {
-    fn open(address: SocketAddr, callers: usize, batch: usize, tokens: &Tokens) -> Fallible<Self> {
+    pub(crate) fn open(
+        address: SocketAddr,
+        callers: usize,
+        batch: usize,
+        tokens: &Tokens,
+    ) -> Fallible<Self> {
         let mut swarm = Swarm::new()?;
         let rooms: Vec<String> = (0..callers).map(|room| format!("room-{room}")).collect();
         swarm.admit(address, &rooms, tokens)?;
@@ -100,7 +105,22 @@ impl Callers {
         })
     }
 
-    fn run(&mut self, span: Duration) -> Fallible<()> {
+    /// Starts counting anew: what comes before is warm-up.
+    pub(crate) fn reset_counts(&mut self) {
+        self.ledger.reset_counts();
+        self.answers = Histogram::new();
+        self.answered = 0;
+    }
+
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    pub(crate) fn answers(&self) -> &Histogram {
+        &self.answers
+    }
+
+    pub(crate) fn run(&mut self, span: Duration) -> Fallible<()> {
         let deadline = Instant::now() + span;
         self.ask()?;
         while !self.ledger.is_settled() || self.callers.iter().any(|caller| caller.asked.is_some())
@@ -134,9 +154,7 @@ pub(crate) fn notify(callers: usize, batch: usize, trial: Trial<'_>) -> Fallible
     let target = trial.start(Purpose::Rest)?;
     let mut all = Callers::open(target.address, callers, batch, trial.tokens)?;
     all.run(trial.effort.warm_up())?;
-    all.ledger.reset_counts();
-    all.answers = Histogram::new();
-    all.answered = 0;
+    all.reset_counts();
     let (elapsed, cpu) = figures::measured(&target, || all.run(trial.effort.span))?;
     let notifications = all.ledger.deliveries();
     let mut figures = vec![

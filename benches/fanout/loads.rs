@@ -8,10 +8,11 @@ use realtime_service::config::FLUSH_FRAMES;
 use crate::Fallible;
 use crate::fanout::figures::{self, Figure};
 use crate::fanout::measure::Histogram;
+use crate::fanout::redis::{Pace, Passage};
 use crate::fanout::rooms::{Rooms, Shape};
-use crate::fanout::target::{Purpose, Redis, Side, Target};
+use crate::fanout::target::{Purpose, Side, Target};
 use crate::fanout::tokens::Tokens;
-use crate::fanout::{callers, connections, recover};
+use crate::fanout::{callers, connections, recover, redis};
 
 /// How a scenario loads a server.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +33,12 @@ pub(crate) enum Load {
     Fair(Shape),
     /// Clients that ask all at once for so many messages each, which they have missed.
     Recover { clients: usize, messages: usize },
-    /// A room over two instances, so many clients on each, published to at both in turn.
-    TwoInstances { clients: usize, per_second: u32 },
+    /// A room over two instances, so many clients on each, published to at both.
+    TwoInstances { clients: usize, pace: Pace },
+    /// Rooms with one member at each of so many instances, published to as fast as Redis brings it back.
+    ThroughRedis(Passage),
+    /// Callers that notify beside a Redis, with and without history, and without it.
+    NotifyRedis { callers: usize },
 }
 
 /// How long and how often.
@@ -61,7 +66,7 @@ impl Effort {
 impl Load {
     /// Whether there is a floor to compare with.
     pub(crate) fn has_floor(self) -> bool {
-        !matches!(self, Self::Recover { .. } | Self::TwoInstances { .. })
+        !matches!(self, Self::Recover { .. } | Self::TwoInstances { .. } | Self::NotifyRedis { .. })
     }
 }
 
@@ -91,7 +96,9 @@ pub(crate) fn run(load: Load, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
         Load::Behind { members } => behind(members, trial),
         Load::Fair(floods) => fair(floods, trial),
         Load::Recover { clients, messages } => recover::recover(clients, messages, trial),
-        Load::TwoInstances { clients, per_second } => two_instances(clients, per_second, trial),
+        Load::TwoInstances { clients, pace } => redis::two_instances(clients, pace, trial),
+        Load::ThroughRedis(passage) => redis::through(passage, trial),
+        Load::NotifyRedis { callers } => redis::notify(callers, trial),
     }
 }
 
@@ -201,21 +208,4 @@ fn fair(floods: Shape, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
         (figures::FLOOD_DELIVERIES, figures::per_second(deliveries, elapsed)),
         (figures::FLOOD_CPU, figures::micros_each(cpu, deliveries)),
     ])
-}
-
-/// At a fixed rate no more than a few are on their way, unless an instance stalls.
-const TWO_INSTANCES_IN_FLIGHT: usize = 256;
-/// The fixed rate runs longer than other loads do: a p99 needs messages.
-const TWO_INSTANCES_STRETCH: u32 = 4;
-
-fn two_instances(clients: usize, rate: u32, trial: Trial<'_>) -> Fallible<Vec<Figure>> {
-    let redis = Redis::start()?;
-    let start = || Target::start_service(trial.tokens, Some(redis.address));
-    let instances = [start()?, start()?];
-    let addresses = instances.each_ref().map(|instance| instance.address);
-    let mut both = Rooms::shared(addresses, clients, TWO_INSTANCES_IN_FLIGHT, trial.tokens)?;
-    both.run_at_rate(rate, rate * trial.effort.seconds * TWO_INSTANCES_STRETCH)?;
-    let p99_ms = |histogram: &Histogram| histogram.quantile_us(0.99) / 1e3;
-    let (near, far) = (p99_ms(both.ledger.near()), p99_ms(both.ledger.far()));
-    Ok(vec![(figures::NEAR_P99, near), (figures::FAR_P99, far), (figures::ADDED_P99, far - near)])
 }

@@ -150,11 +150,11 @@ pub(crate) fn print(outcomes: &[Outcome], runs: usize) -> usize {
         "\nMedians of {runs} interleaved runs. Every message was checked at every receiver: once, and in order.\n"
     );
     println!(
-        "| {:<16} | {:<36} | {:>10} | {:>10} | {:>6} | {:<18} | {:<4} |",
+        "| {:<16} | {:<41} | {:>10} | {:>10} | {:>6} | {:<18} | {:<4} |",
         "scenario", "figure", "floor", "service", "ratio", "bar", ""
     );
     println!(
-        "|{:-<18}|{:-<38}|{:->12}|{:->12}|{:->8}|{:-<20}|{:-<6}|",
+        "|{:-<18}|{:-<43}|{:->12}|{:->12}|{:->8}|{:-<20}|{:-<6}|",
         "", "", ":", ":", ":", "", ""
     );
     for outcome in outcomes {
@@ -181,7 +181,7 @@ pub(crate) fn print(outcomes: &[Outcome], runs: usize) -> usize {
 
 fn print_line(name: &str, line: &Line) {
     println!(
-        "| {name:<16} | {:<36} | {:>10} | {:>10} | {:>6} | {:<18} | {:<4} |",
+        "| {name:<16} | {:<41} | {:>10} | {:>10} | {:>6} | {:<18} | {:<4} |",
         line.figure,
         number(line.floor),
         number(line.service),

@@ -96,6 +96,34 @@ impl Rooms {
         Ok(Self::new(swarm, ledger, publishers))
     }
 
+    /// Rooms with one member at each of these addresses. One of them publishes, and which one goes round.
+    pub(crate) fn across(
+        addresses: &[SocketAddr],
+        rooms: usize,
+        in_flight: usize,
+        tokens: &Tokens,
+    ) -> Fallible<Self> {
+        let mut swarm = Swarm::new()?;
+        let mut ledger = Ledger::new();
+        let names: Vec<String> = (0..rooms).map(|room| format!("room-{room}")).collect();
+        let streams: Vec<usize> =
+            names.iter().map(|_| ledger.add_stream(addresses.len() as u32, in_flight)).collect();
+        let mut publishers = Vec::new();
+        for (at, address) in addresses.iter().enumerate() {
+            let first = swarm.admit(*address, &names, tokens)?;
+            for (room, (name, &stream)) in names.iter().zip(&streams).enumerate() {
+                let publishes = room % addresses.len() == at;
+                ledger.add_member([stream; 2], u8::from(!publishes), wire::BROADCAST_TAIL_BYTES);
+                if publishes {
+                    let template = Template::broadcast(name, 0);
+                    publishers.push(Publisher { link: first + room, stream, template });
+                }
+            }
+        }
+        publishers.sort_by_key(|publisher| publisher.stream);
+        Ok(Self::new(swarm, ledger, publishers))
+    }
+
     fn new(swarm: Swarm, ledger: Ledger, publishers: Vec<Publisher>) -> Self {
         Self { swarm, ledger, publishers, outgoing: Vec::new() }
     }

@@ -2,8 +2,9 @@
 
 use crate::fanout::figures;
 use crate::fanout::loads::Load;
+use crate::fanout::redis::{Pace, Passage};
 use crate::fanout::rooms::Shape;
-use crate::fanout::target::Side;
+use crate::fanout::target::{History, Side};
 
 /// What a figure must be.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +63,10 @@ impl Scenario {
 
 const fn fan_out(rooms: usize, members: usize, in_flight: usize) -> Load {
     Load::FanOut(Shape { rooms, members, in_flight })
+}
+
+const fn through_redis(instances: usize, history: History) -> Load {
+    Load::ThroughRedis(Passage { instances, rooms: 8, in_flight: 64, history })
 }
 
 /// Each publisher has far more waiting than its fair share, and no member has more coming than its
@@ -196,7 +201,49 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "two-instances",
         about: "two instances over Redis, 1,000 clients on each, 100 messages/s in turn",
-        load: Load::TwoInstances { clients: 1_000, per_second: 100 },
-        bars: &[(figures::ADDED_P99, Bar::AtMost(5.0))],
+        load: Load::TwoInstances { clients: 1_000, pace: Pace::PerSecond(100) },
+        bars: &[(figures::WAY_P99, Bar::AtMost(5.0))],
+    },
+    Scenario {
+        name: "two-instances-w1",
+        about: "two instances over Redis, a member at each, 1 in flight",
+        load: Load::TwoInstances { clients: 1, pace: Pace::InTurn },
+        bars: &[],
+    },
+    Scenario {
+        name: "two-instances-w64",
+        about: "two instances over Redis, a member at each, 32 in flight from each",
+        load: Load::TwoInstances { clients: 1, pace: Pace::InFlight(32) },
+        bars: &[],
+    },
+    Scenario {
+        name: "redis-log",
+        about: "8 rooms of one, 64 in flight in each, numbered by Redis; floor: the bare script",
+        load: through_redis(1, History::On),
+        bars: &[],
+    },
+    Scenario {
+        name: "redis-log-two",
+        about: "the same with a member of each room at each of two instances",
+        load: through_redis(2, History::On),
+        bars: &[],
+    },
+    Scenario {
+        name: "redis-plain-two",
+        about: "the same without history; floor: the bare PUBLISH",
+        load: through_redis(2, History::Off),
+        bars: &[],
+    },
+    Scenario {
+        name: "notify-1-redis",
+        about: "REST notify beside Redis, 1 keep-alive connection",
+        load: Load::NotifyRedis { callers: 1 },
+        bars: &[],
+    },
+    Scenario {
+        name: "notify-16-redis",
+        about: "REST notify beside Redis, 16 keep-alive connections",
+        load: Load::NotifyRedis { callers: 16 },
+        bars: &[],
     },
 ];

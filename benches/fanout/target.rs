@@ -43,6 +43,21 @@ pub(crate) enum Purpose {
     Rest,
 }
 
+/// Whether the service keeps the ordered log, as by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum History {
+    On,
+    /// `HISTORY_MESSAGES=0`.
+    Off,
+}
+
+/// What is between the instances of the service.
+#[derive(Clone, Copy)]
+pub(crate) enum Broker<'a> {
+    None,
+    Redis(&'a Redis, History),
+}
+
 /// A running server process.
 pub(crate) struct Target {
     process: Process,
@@ -76,7 +91,7 @@ impl Target {
     /// Starts the floor or the service and waits until it serves.
     pub(crate) fn start(side: Side, purpose: Purpose, tokens: &Tokens) -> Fallible<Self> {
         match (side, purpose) {
-            (Side::Service, _) => Self::start_service(tokens, None),
+            (Side::Service, _) => Self::start_service(tokens, Broker::None),
             (Side::Floor, Purpose::Rooms) => Self::start_floor(&[floor::ARGUMENT], None),
             (Side::UnboundedFloor, Purpose::Rooms) => {
                 Self::start_floor(&[floor::UNBOUNDED_ARGUMENT], None)
@@ -107,19 +122,19 @@ impl Target {
         })
     }
 
-    /// Starts an instance of the service, with the Redis at `redis` where there is one.
-    pub(crate) fn start_service(tokens: &Tokens, redis: Option<SocketAddr>) -> Fallible<Self> {
+    /// Starts an instance of the service.
+    pub(crate) fn start_service(tokens: &Tokens, broker: Broker<'_>) -> Fallible<Self> {
         let binary = env::var_os(BINARY_VARIABLE)
             .unwrap_or_else(|| env!("CARGO_BIN_EXE_realtime_service").into());
         let address = free_address()?;
-        let child = Command::new(&binary)
+        let mut command = Command::new(&binary);
+        command
             // Away from any .env file, and from settings of the person who measures.
             .current_dir(env::temp_dir())
             .env_clear()
             .env("PORT", address.port().to_string())
             .env("BIND_ADDR", address.ip().to_string())
             .env("JWT_SECRET", tokens.secret())
-            .env("REDIS_ADDR", redis.map(|address| address.to_string()).unwrap_or_default())
             .env("RATE_LIMIT", "0")
             .env("RATE_BYTES", "0")
             .env("ROOM_RATE_BYTES", "0")
@@ -128,11 +143,23 @@ impl Target {
             // The generator answers no pings; no run is so long.
             .env("PING_INTERVAL", "600")
             .env("LOG_LEVEL", "warn")
-            .stdout(Stdio::from(io::stderr()))
-            .spawn()
-            .map_err(|error| format!("starting {}: {error}", binary.display()))?;
+            .stdout(Stdio::from(io::stderr()));
+        // Unset, it would look for a Redis at the usual place.
+        let redis = match broker {
+            Broker::None => String::new(),
+            Broker::Redis(redis, _) => redis.address.to_string(),
+        };
+        command.env("REDIS_ADDR", redis);
+        if matches!(broker, Broker::Redis(_, History::Off)) {
+            command.env("HISTORY_MESSAGES", "0");
+        }
+        let child =
+            command.spawn().map_err(|error| format!("starting {}: {error}", binary.display()))?;
         let mut target = Self { process: Process(child), address, socket_path: None };
-        let state = if redis.is_some() { "\"redis\":\"connected\"" } else { "" };
+        let state = match broker {
+            Broker::None => "",
+            Broker::Redis(..) => "\"redis\":\"connected\"",
+        };
         wait_until(&format!("/health to be 200 {state}"), || {
             target.process.check_alive()?;
             let answer = health(address).unwrap_or_default();
@@ -174,7 +201,7 @@ impl Drop for Target {
 
 /// A `redis-server` of the run's own, without persistence.
 pub(crate) struct Redis {
-    _process: Process,
+    process: Process,
     pub(crate) address: SocketAddr,
 }
 
@@ -195,7 +222,11 @@ impl Redis {
             Ok(ask(address, b"PING\r\n", |answer| answer == PONG)
                 .is_ok_and(|answer| answer.as_bytes() == PONG))
         })?;
-        Ok(Self { _process: process, address })
+        Ok(Self { process, address })
+    }
+
+    pub(crate) fn cpu_time(&self) -> Fallible<Duration> {
+        measure::cpu_time(self.process.0.id())
     }
 }
 

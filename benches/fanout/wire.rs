@@ -59,6 +59,11 @@ fn body(publisher: u8) -> Vec<u8> {
     [BODY_START, &digits, BODY_MIDDLE, &publisher, BODY_END].concat()
 }
 
+/// A body as text.
+pub(crate) fn sample_body() -> String {
+    String::from_utf8_lossy(&body(0)).into_owned()
+}
+
 fn digits_of(mut sequence: u32) -> [u8; SEQUENCE_DIGITS] {
     let mut digits = [b'0'; SEQUENCE_DIGITS];
     for digit in digits.iter_mut().rev() {

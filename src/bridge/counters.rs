@@ -31,6 +31,12 @@ pub enum DropReason {
     BadEvent,
     /// In: an event of a type that nobody here takes.
     UnknownEvent,
+    /// At the door: an entry whose channel or message is not understood.
+    DoorBadEntry,
+    /// At the door: an entry that waited for longer than `HISTORY_TTL`.
+    DoorTooOld,
+    /// At the door: more than about 100,000 entries waited, and the oldest were let go.
+    DoorFull,
 }
 
 impl Kind for DropReason {
@@ -47,6 +53,9 @@ impl Kind for DropReason {
         Self::BadChannel,
         Self::BadEvent,
         Self::UnknownEvent,
+        Self::DoorBadEntry,
+        Self::DoorTooOld,
+        Self::DoorFull,
     ];
 
     fn as_str(self) -> &'static str {
@@ -63,6 +72,9 @@ impl Kind for DropReason {
             Self::BadChannel => "bad_channel",
             Self::BadEvent => "bad_event",
             Self::UnknownEvent => "unknown_event",
+            Self::DoorBadEntry => "door_bad_entry",
+            Self::DoorTooOld => "door_too_old",
+            Self::DoorFull => "door_full",
         }
     }
 }
@@ -74,8 +86,8 @@ pub struct BridgeCounters {
     pub published: Counter,
     /// Messages of others that were handed to the handler.
     pub received: Counter,
-    /// Connections to the broker that were made again after one was lost; publisher and subscriber
-    /// have one each.
+    /// Connections to the broker that were made again after one was lost: the publisher's and the
+    /// subscriber's.
     pub reconnects: Counter,
     /// Messages that were dropped, by reason.
     pub dropped: CountBy<DropReason>,

@@ -2,18 +2,28 @@
 //! repeated ones.
 //!
 //! Published is the JSON object that clients get, with one member added in front:
-//! `{"origin":"<uuid>:<n>",…}`. It always stands at the same place, so it is cut off without parsing.
+//! `{"origin":"<uuid>:<n>",…}`. Behind it a numbered message has its place in its log:
+//! `"log":"<epoch>:<seq>",`; one that should have a number and has none: `"log":"",`. They always stand at the
+//! same place, so they are cut off without parsing.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use uuid::Uuid;
 
+use crate::config::MAX_EPOCH_BYTES;
+use crate::protocol::Position;
+
 const OPENING: &str = r#"{"origin":""#;
+/// How the member of a numbered message begins.
+const LOG: &str = r#""log":"#;
 /// Length of a UUID in its hyphenated form.
 const UUID_BYTES: usize = 36;
+/// Highest number of a message: the script counts with numbers of 53 bits.
+pub(super) const MAX_SEQ: u64 = (1 << 53) - 1;
 /// How many instances are remembered; each has a new id at every start.
 const ORIGINS: usize = 1024;
-/// Bytes that an envelope may add to a message; it adds at most 69.
+/// Bytes that an envelope may add to a message; it adds at most 163.
 pub(super) const ENVELOPE_BYTES: usize = 1024;
 
 /// Who publishes, and the number of its message.
@@ -25,22 +35,92 @@ pub(super) struct Envelope {
     pub(super) number: u64,
 }
 
+/// Whether a message has a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Numbering {
+    /// There is none for it.
+    None,
+    /// Its place in its log.
+    Position(Position),
+    /// The broker refused it one.
+    Refused,
+}
+
+/// A message without its envelope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unwrapped<'a> {
+    /// Who published it.
+    pub(super) origin: Envelope,
+    /// Whether it has a number.
+    pub(super) numbering: Numbering,
+    /// The members and the closing brace.
+    pub(super) members: &'a str,
+}
+
 impl Envelope {
     /// Puts the leading member before others, of which there is at least one, and the closing brace.
     pub(super) fn wrap(self, members: &[u8]) -> Vec<u8> {
-        let head = format!("{OPENING}{}:{}\",", self.instance, self.number);
+        let head = format!("{OPENING}{self}\",");
         [head.as_bytes(), members].concat()
     }
 
-    /// Splits a message into its origin and the members behind it, with the closing brace. `None` when the
-    /// text does not begin in exactly this form: then it comes from another system.
-    pub(super) fn unwrap(text: &str) -> Option<(Self, &str)> {
-        let (instance, rest) = text.strip_prefix(OPENING)?.split_at_checked(UUID_BYTES)?;
-        let (number, rest) = rest.strip_prefix(':')?.split_once('"')?;
-        let origin = Self { instance: parse_instance(instance)?, number: parse_number(number)? };
-        let members = rest.strip_prefix(',').filter(|members| *members != "}")?;
-        Some((origin, members))
+    /// The same, of a message to which the broker refused a number.
+    pub(super) fn wrap_refused(self, members: &[u8]) -> Vec<u8> {
+        self.wrap(&[LOG.as_bytes(), br#""","#, members].concat())
     }
+
+    /// Takes a message apart. `None` when the text does not begin in exactly this form: then it comes from
+    /// another system.
+    pub(super) fn unwrap(text: &str) -> Option<Unwrapped<'_>> {
+        let (origin, rest) = text.strip_prefix(OPENING)?.split_once('"')?;
+        let origin = Self::parse(origin)?;
+        let rest = rest.strip_prefix(',')?;
+        let (numbering, members) = match rest.strip_prefix(LOG) {
+            None => (Numbering::None, rest),
+            Some(rest) => {
+                let (position, rest) = rest.strip_prefix('"')?.split_once('"')?;
+                let numbering = match position {
+                    "" => Numbering::Refused,
+                    position => Numbering::Position(parse_position(position)?),
+                };
+                (numbering, rest.strip_prefix(',')?)
+            }
+        };
+        (members != "}").then_some(Unwrapped { origin, numbering, members })
+    }
+
+    /// Takes a message apart that is kept in its log, and so has no place in it: its own members may look like one.
+    pub(super) fn unwrap_kept(text: &str) -> Option<(Self, &str)> {
+        let (origin, rest) = text.strip_prefix(OPENING)?.split_once('"')?;
+        Some((Self::parse(origin)?, rest.strip_prefix(',')?))
+    }
+
+    /// Reads what `Display` writes.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (instance, number) = text.split_at_checked(UUID_BYTES)?;
+        let number = parse_number(number.strip_prefix(':')?)?;
+        Some(Self { instance: parse_instance(instance)?, number })
+    }
+}
+
+impl fmt::Display for Envelope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.instance, self.number)
+    }
+}
+
+/// `<epoch>:<seq>`.
+fn parse_position(text: &str) -> Option<Position> {
+    let (epoch, seq) = text.rsplit_once(':')?;
+    is_epoch(epoch).then_some(())?;
+    let seq = parse_number(seq).filter(|seq| *seq <= MAX_SEQ)?;
+    Some(Position { epoch: epoch.into(), seq })
+}
+
+/// Whether the broker may have given a log this epoch.
+pub(super) fn is_epoch(text: &str) -> bool {
+    (1..=MAX_EPOCH_BYTES).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 /// Only the form that [`Envelope::wrap`] writes: lower case, hyphens.

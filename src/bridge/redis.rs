@@ -1,17 +1,24 @@
-//! [`PubSub`] on Redis: two threads with a connection each, which reconnect by themselves.
+//! [`PubSub`] on Redis: threads with a connection each, which reconnect by themselves.
 //!
 //! `redis-pub` drains the queue and pipelines what waits; once a second it publishes a probe to a
 //! channel that only this instance has. `redis-sub` reads what the patterns bring. The state is
 //! `connected` only when a probe has come back: a subscription can be dead, or never have been granted,
-//! while its socket looks well. When probes stay away both connections are made anew, since either may
+//! while its socket looks well. When probes stay away all connections are made anew, since any may
 //! lead to a server that nobody else uses any more. A replica is never `connected`: what is published
 //! there reaches nobody at the master.
 //!
 //! While the publisher has no connection, messages are dropped at once. A message that reaches a room
 //! minutes late confuses more than it helps; clients that need the current state ask the backend.
+//!
+//! With an ordered log, `redis-history` answers readings, and `redis-door` takes in what other systems add
+//! durably. All that a log does is one script, `log.lua`.
 
+mod door;
+mod entry;
+mod history;
 mod link;
 mod publisher;
+mod script;
 mod subscriber;
 
 use std::convert::Infallible;
@@ -20,25 +27,33 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 use redis::{Client, Connection, RedisError, Value};
 use uuid::Uuid;
 
 use super::channel_names::ChannelNames;
 use super::queue::{Queue, QueueReceiver, queue};
-use super::{BridgeCounters, BridgeState, DropReason, Handler, NotClosed, Outgoing, PubSub};
+use super::{
+    BridgeCounters, BridgeState, DropReason, Handler, LogLimits, NotClosed, OrderedLog, Outgoing,
+    PubSub, Reading,
+};
 use crate::config::RedisConfig;
+use crate::protocol::Target;
 use crate::runtime::threads::Threads;
+use door::Door;
+use history::{History, Request};
 use link::Link;
 use publisher::Publisher;
+use script::Epochs;
 use subscriber::Subscriber;
 
 /// Longest time for connecting, for a write, and for the answer to a command.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Time between two probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// The subscription counts as dead when so many probes were confirmed by Redis but have not come back.
-const MISSING_PROBES: u64 = 2;
+/// How long the subscription may be lost before what was appended is given up: it is in the log, and mostly
+/// comes by the readings that follow a short loss.
+const GRACE: Duration = Duration::from_secs(1);
 /// The subscription is pinged when it brought nothing for so long, not even probes.
 const PING_AFTER: Duration = Duration::from_secs(2);
 /// Shortest time between two log lines about the same thing.
@@ -51,23 +66,34 @@ pub struct RedisPubSub {
     life: Mutex<Life>,
 }
 
-/// What both threads and the hub share.
+/// What the threads and the hub share.
 struct Shared {
     client: Client,
     channels: ChannelNames,
     /// Random at each start.
     instance: Uuid,
+    limits: LogLimits,
+    epochs: Epochs,
     queue: Queue,
+    requests: Sender<(Instant, Request)>,
     link: Link,
     counters: Arc<BridgeCounters>,
     /// Number of the last probe that Redis confirmed.
     confirmed_probe: AtomicU64,
-    /// Asks the publisher for a probe now.
+    /// Highest ticket of an append that Redis confirmed.
+    confirmed_ticket: AtomicU64,
+    /// Number of the probe behind the last message of all, once it is known; 0 when there will be none.
+    last_probe: AtomicU64,
+    /// Wakes the publisher, and asks it for a probe now.
     probe_now: Sender<()>,
-    /// Rises when a connection has shown itself to lead nowhere; both are then made anew.
+    /// Rises when a connection has shown itself to lead nowhere; all are then made anew.
     generation: AtomicU64,
+    /// Rises when the publisher or the subscriber loses its connection: others may be closed too.
+    losses: AtomicU64,
     /// Whether the log says already that `ROLE` is refused.
     role_refusal_told: AtomicBool,
+    /// Whether the server was seen to be a replica, and was not told since that it counts anew.
+    replica_seen: AtomicBool,
 }
 
 /// Why a thread gives up its connection.
@@ -81,80 +107,133 @@ enum SessionError {
     NoProbe,
     #[error("this server is a replica")]
     Replica,
-    /// The other thread found its own to lead nowhere.
-    #[error("both connections are made anew")]
+    /// Another thread found its own to lead nowhere.
+    #[error("all connections are made anew")]
     Renewed,
+    #[error("INFO tells no run_id")]
+    NoRunId,
+    #[error("an answer of another form")]
+    Unexpected,
+    #[error("closed while idle")]
+    Idle,
+}
+
+/// What the threads are given when they start.
+struct Ends {
+    queued: QueueReceiver,
+    probe_asked: Receiver<()>,
+    requests: Receiver<(Instant, Request)>,
 }
 
 enum Life {
-    New { receiver: QueueReceiver, probe_asked: Receiver<()> },
+    New(Ends),
     Running { stop: Option<Sender<Infallible>>, ended: Receiver<Infallible> },
     Failed,
 }
 
 impl RedisPubSub {
-    /// Checks the address; connects only at [`PubSub::start`]. The threads `redis-pub` and `redis-sub`
-    /// are started through `threads`.
+    /// Checks the address; connects only at [`PubSub::start`]. The threads `redis-pub` and `redis-sub`, and
+    /// for an ordered log `redis-history` and `redis-door`, are started through `threads`.
     ///
     /// # Errors
     /// What is wrong with the address.
-    pub fn new(config: &RedisConfig, threads: Threads) -> Result<Self, String> {
+    pub fn new(config: &RedisConfig, limits: LogLimits, threads: Threads) -> Result<Self, String> {
         let info = config.connection_info()?;
         let address = info.addr().to_string();
         let instance = Uuid::new_v4();
         let counters = Arc::new(BridgeCounters::default());
-        let (queue, receiver) = queue(Arc::clone(&counters));
+        let (queue, queued) = queue(Arc::clone(&counters));
         let (probe_now, probe_asked) = bounded(1);
+        let (ask, requests) = unbounded();
         let shared = Arc::new(Shared {
             client: Client::open(info).map_err(|e| e.category().to_owned())?,
             channels: ChannelNames::new(&config.prefix, instance),
             instance,
+            limits,
+            epochs: Epochs::new(),
             queue,
-            link: Link::new(address),
+            requests: ask,
+            link: Link::new(address, limits.messages > 0),
             counters,
             confirmed_probe: AtomicU64::new(0),
+            confirmed_ticket: AtomicU64::new(0),
+            last_probe: AtomicU64::new(u64::MAX),
             probe_now,
             generation: AtomicU64::new(0),
+            losses: AtomicU64::new(0),
             role_refusal_told: AtomicBool::new(false),
+            replica_seen: AtomicBool::new(false),
         });
-        Ok(Self { shared, threads, life: Mutex::new(Life::New { receiver, probe_asked }) })
+        let ends = Ends { queued, probe_asked, requests };
+        Ok(Self { shared, threads, life: Mutex::new(Life::New(ends)) })
     }
 
-    fn spawn(
-        &self,
-        receiver: QueueReceiver,
-        probe_asked: Receiver<()>,
-        handler: Handler,
-    ) -> io::Result<Life> {
+    fn spawn(&self, ends: Ends, handler: &Handler) -> io::Result<Life> {
         let (stop, stopped) = bounded(0);
         let (alive, ended) = bounded(0);
-        let stopped = StopSignal(stopped);
-        let publisher = Publisher::new(&self.shared, receiver, probe_asked, stopped.clone());
-        let subscriber = Subscriber::new(&self.shared, handler, stopped);
-        let also_alive = alive.clone();
-        // If the second thread cannot be started, returning drops `stop`, which ends the first.
-        self.threads.spawn("redis-pub", move || {
-            let _alive = alive;
-            publisher.run();
-        })?;
-        self.threads.spawn("redis-sub", move || {
-            let _alive = also_alive;
-            subscriber.run();
-        })?;
+        let (shared, stopped) = (&self.shared, StopSignal(stopped));
+        let Ends { queued, probe_asked, requests } = ends;
+        let handler = || Arc::clone(handler);
+        // If a later thread cannot be started, returning drops `stop`, which ends those before it.
+        let publisher = Publisher::new(shared, handler(), queued, probe_asked, stopped.clone());
+        self.spawn_one("redis-pub", &alive, || publisher.run())?;
+        let subscriber = Subscriber::new(shared, handler(), stopped.clone());
+        self.spawn_one("redis-sub", &alive, || subscriber.run())?;
+        if shared.has_log() {
+            let history = History::new(shared, requests, handler(), stopped.clone());
+            self.spawn_one("redis-history", &alive, || history.run())?;
+            let door = Door::new(shared, stopped);
+            self.spawn_one("redis-door", &alive, || door.run())?;
+        }
         Ok(Life::Running { stop: Some(stop), ended })
+    }
+
+    fn spawn_one(
+        &self,
+        name: &str,
+        alive: &Sender<Infallible>,
+        run: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let alive = alive.clone();
+        self.threads.spawn(name, move || {
+            let _alive = alive;
+            run();
+        })
+    }
+
+    fn ask(&self, request: Request) {
+        // The thread ends only when nobody takes answers any more.
+        let _ = self.shared.requests.send((Instant::now(), request));
+    }
+}
+
+impl OrderedLog for RedisPubSub {
+    fn append(&self, outgoing: Outgoing) -> Result<u64, DropReason> {
+        self.shared.queue.offer(outgoing, true)
+    }
+
+    fn read(&self, reading: Reading) {
+        self.ask(Request::Read(reading));
+    }
+
+    fn renew(&self, target: Option<Target>, renewal: u64) {
+        self.ask(match target {
+            Some(target) => Request::Renew(target, renewal),
+            None => Request::RenewAll(renewal),
+        });
     }
 }
 
 impl PubSub for RedisPubSub {
     fn publish(&self, outgoing: Outgoing) -> Result<(), DropReason> {
-        self.shared.queue.offer(outgoing)
+        self.shared.queue.offer(outgoing, false).map(|_| ())
     }
 
     fn start(&self, handler: Handler) -> io::Result<()> {
         let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *life, Life::Failed) {
-            Life::New { receiver, probe_asked } => {
-                *life = self.spawn(receiver, probe_asked, handler)?;
+            Life::New(ends) => {
+                *life = self.spawn(ends, &handler)?;
                 Ok(())
             }
             other => {
@@ -162,6 +241,10 @@ impl PubSub for RedisPubSub {
                 Err(io::Error::new(io::ErrorKind::AlreadyExists, "the bridge was started before"))
             }
         }
+    }
+
+    fn ordered_log(&self) -> Option<&dyn OrderedLog> {
+        self.shared.has_log().then_some(self as &dyn OrderedLog)
     }
 
     fn state(&self) -> BridgeState {
@@ -190,6 +273,10 @@ impl PubSub for RedisPubSub {
 }
 
 impl Shared {
+    fn has_log(&self) -> bool {
+        self.limits.messages > 0
+    }
+
     /// Connects, and then sets all timeouts, since connecting resets them.
     fn connect(&self) -> Result<Connection, RedisError> {
         let connection = self.client.get_connection_with_timeout(TIMEOUT)?;
@@ -202,15 +289,32 @@ impl Shared {
         self.confirmed_probe.load(Ordering::Acquire)
     }
 
+    fn confirmed_ticket(&self) -> u64 {
+        self.confirmed_ticket.load(Ordering::Acquire)
+    }
+
     /// Read before connecting: a connection is good for as long as this stays the same.
     fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Has both threads connect anew.
-    fn renew_both(&self) {
+    /// Has all threads connect anew.
+    fn renew_all(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        // Wakes the publisher; the subscriber looks at each message and each read timeout.
+        // The others look before each use, the subscriber at each message and each read timeout.
+        self.wake_publisher();
+    }
+
+    fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
+    }
+
+    fn count_loss(&self) {
+        self.losses.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn wake_publisher(&self) {
+        // When it was asked already, it will wake.
         let _ = self.probe_now.try_send(());
     }
 
@@ -226,7 +330,10 @@ impl Shared {
                 }
                 Ok(())
             }
-            Value::Array(parts) if is_named(parts.first(), "slave") => Err(SessionError::Replica),
+            Value::Array(parts) if is_named(parts.first(), "slave") => {
+                self.replica_seen.store(true, Ordering::Release);
+                Err(SessionError::Replica)
+            }
             _ => Ok(()),
         }
     }

@@ -35,7 +35,7 @@ settings! {
     "ENVIRONMENT", "development", "development or production";
     "REDIS_ADDR", "localhost:6379", "host:port or redis:// URL; empty turns Redis off";
     "REDIS_PASSWORD", "none", "password of Redis";
-    "REDIS_PREFIX", "none", "put before every Redis channel";
+    "REDIS_PREFIX", "none", "put before every Redis channel and key";
     "BACKEND_URL", "none", "asks this backend who may join a room";
     "ROOM_POLICY", "open", "without a backend: open or strict";
     "ALLOWED_ORIGINS", "*", "browser origins, separated by commas";
@@ -53,9 +53,9 @@ settings! {
     "ROOM_RATE_BYTES", "1MiB", "bytes per second into one room, over all clients; 0 is off";
     "SEND_QUEUE_FRAMES", "16384", "longest backlog of a slow client";
     "SEND_QUEUE_BYTES", "1MiB", "largest backlog of a slow client";
-    "HISTORY_MESSAGES", "100", "messages kept of each room and user for who comes back; 0 is off";
-    "HISTORY_TTL", "120s", "how long a message is kept";
-    "HISTORY_BYTES", "64MiB", "all kept messages together; the longest silent go first";
+    "HISTORY_MESSAGES", "100", "messages kept of each room and user, the same on all instances; 0 is off";
+    "HISTORY_TTL", "120s", "how long a message is kept; the same on all instances";
+    "HISTORY_BYTES", "64MiB", "all messages kept in this process; the longest silent go first";
     "WRITE_TIMEOUT", "5s", "for one frame to a slow client";
     "HEAD_TIMEOUT", "10s", "for a whole request head";
     "BODY_TIMEOUT", "30s", "for a whole request body";

@@ -98,6 +98,11 @@ impl Allowance {
         }
     }
 
+    /// With these bounds, whatever others have taken: for what brings back what waits.
+    pub fn reserved(budget: Arc<Budget>, most_messages: usize, most_bytes: usize) -> Self {
+        Self { part_of_free: 0, ..Self::new(budget, most_messages, most_bytes) }
+    }
+
     /// Takes room for a message, waiting while there is none. A message always fits an allowance of which
     /// nothing is taken.
     ///
@@ -129,10 +134,12 @@ impl Allowance {
         let messages = self.messages.fetch_add(1, Ordering::SeqCst);
         let own = self.bytes.fetch_add(cost, Ordering::SeqCst);
         let all = self.budget.bytes.fetch_add(cost, Ordering::SeqCst);
-        let most = self.most_bytes.min(self.budget.free() / self.part_of_free);
+        let is_reserved = self.part_of_free == 0;
+        let free = self.budget.free().checked_div(self.part_of_free);
+        let most = self.most_bytes.min(free.unwrap_or(usize::MAX));
         let fits_own =
             messages == 0 || (messages < self.most_messages && own.saturating_add(cost) <= most);
-        if fits_own && all.saturating_add(cost) <= ALL_BYTES {
+        if fits_own && (is_reserved || all.saturating_add(cost) <= ALL_BYTES) {
             return true;
         }
         self.subtract(cost);
@@ -215,5 +222,18 @@ mod tests {
         (0..taken).for_each(|_| allowance.give_back(8064));
         assert_eq!(budget.bytes(), 0);
         assert!(budget.held_back() >= 1);
+    }
+
+    /// What waits to come back through the broker does not keep the broker's stream from bringing it.
+    #[test]
+    fn what_is_on_its_way_leaves_room_for_what_brings_it_back() {
+        let budget = Arc::new(Budget::default());
+        let broker = Allowance::reserved(Arc::clone(&budget), 10_000, 16 * MIB);
+        let users: Vec<_> = (0..5000).map(|_| user(&budget)).collect();
+        // One message of each: large ones, then small ones.
+        users.iter().take(2000).for_each(|user| _ = user.try_take(60_000));
+        users.iter().skip(2000).for_each(|user| _ = user.try_take(100));
+        assert!(!user(&budget).try_take(60_000));
+        assert!(broker.try_take(60_000));
     }
 }

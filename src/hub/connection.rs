@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::conversation::Conversation;
 use super::outbox::Outbox;
 use super::replay::Replays;
 use super::socket::Socket;
@@ -39,6 +40,8 @@ pub(super) struct Connection {
     pub(super) knows_positions: bool,
     /// What it has missed and is still to get; mostly nothing.
     pub(super) replays: Option<Box<Replays>>,
+    /// What it said and waits for an answer to.
+    pub(super) conversation: Conversation,
     /// `None` until the connection registers.
     pub(super) socket: Option<Arc<dyn Socket>>,
     pub(super) outbox: Outbox,
@@ -144,6 +147,7 @@ impl Connection {
             dirty: false,
             knows_positions: false,
             replays: None,
+            conversation: Conversation::default(),
             socket: None,
             outbox: Outbox::default(),
             rooms: BTreeMap::new(),

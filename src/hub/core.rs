@@ -13,13 +13,14 @@ use slotmap::SlotMap;
 use super::allowance::{Allowance, Budget};
 use super::batch::{FrameBatch, FrameNumber};
 use super::connection::{Audience, Clocks, Connection, DisconnectReason, Due, State};
-use super::event::{
-    Broadcast, ConnectionKey, Delivery, Event, Notify, Place, PublisherName, Refusal, Said, Target,
-};
+use super::conversation::Outcome;
+use super::copies::{Copies, LogEvent, Published};
+use super::event::{Broadcast, ConnectionKey, Event, Notify, Place, PublisherName, Refusal, Said};
 use super::groups::Groups;
 use super::handle::HubHandle;
-use super::history::{History, LogKey};
+use super::history::{History, LogKey, Numbers};
 use super::outbox::{BacklogLimits, Flush};
+use super::pending::{Notifies, NotifyKey, Waits};
 use super::rates::{Pace, UserLimits};
 use super::room_rates::RoomRates;
 use super::rooms::Rooms;
@@ -29,13 +30,14 @@ use super::stats::{MessageKind, Stats};
 use super::users::UserTable;
 use super::{Outlets, WriterJob};
 use crate::auth::{Identity, Role};
+use crate::bridge::Outgoing;
 use crate::config::{
     Config, FLUSH_BYTES, FLUSH_FRAMES, FLUSH_SOCKETS, LONE_FLUSH_FRAMES, RATE_TOLD_EVERY,
 };
 use crate::protocol::close::Close;
 use crate::protocol::{
-    ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Position, Reply, Room, control_frame,
-    error_frame, resumed_frame,
+    Delivery, ErrorCode, MessageId, OPCODE_PING, OPCODE_PONG, Position, Reply, Room, Target,
+    control_frame, error_frame, resumed_frame,
 };
 use crate::runtime::channel::Sender;
 use crate::runtime::clock::{Moment, uptime};
@@ -57,15 +59,19 @@ pub struct Hub {
     pub(super) outlets: Outlets,
     budget: Arc<Budget>,
     /// Where what came through the broker is given back.
-    broker: Arc<Allowance>,
+    pub(super) broker: Arc<Allowance>,
+    /// The same for answers of its log.
+    pub(super) answers: Arc<Allowance>,
     /// The same for notifications of this instance.
-    notifications: Arc<Allowance>,
+    pub(super) notifications: Arc<Allowance>,
+    pub(super) notifies: Notifies,
     pub(super) connections: Connections,
     pub(super) rooms: Rooms,
     pub(super) audiences: Groups<Audience>,
     users: UserTable,
     room_rates: RoomRates,
     pub(super) history: History,
+    pub(super) copies: Copies,
     schedule: Schedule<PublisherName, Work>,
     /// What newcomers have cost in this flush, in sends.
     newcomers_served: usize,
@@ -80,7 +86,7 @@ pub struct Hub {
 }
 
 /// What waits in the schedule.
-enum Work {
+pub(super) enum Work {
     Said {
         key: ConnectionKey,
         said: Said,
@@ -89,18 +95,21 @@ enum Work {
     Notify {
         publisher: PublisherName,
         waiting: std::vec::IntoIter<Delivery>,
-        counts: Vec<usize>,
-        reply: Sender<Vec<usize>>,
-        taken: usize,
+        notify: NotifyKey,
     },
+    /// A message of the broker that has no number.
     Remote(Delivery),
+    /// What happens to a log of the broker.
+    Log(Target, LogEvent),
     /// The next turn of a connection's replays.
     Replay(ConnectionKey),
+    /// What a connection has said and had to wait with.
+    GoOn(ConnectionKey),
 }
 
 /// Where a message was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
+pub(super) enum Origin {
     /// At this instance.
     Here,
     /// At another one, or by another system.
@@ -188,15 +197,23 @@ impl Hub {
             messages: Pace::messages(config.rate_limit),
             bytes: Pace::user_bytes(config.rate_bytes as u64),
         };
+        let numbers = match &outlets.broker {
+            None => Numbers::Hub,
+            Some(broker) if broker.ordered_log().is_some() => Numbers::Broker,
+            Some(_) => Numbers::Nobody,
+        };
         Self {
             users: UserTable::new(limits, Arc::clone(handle.budget())),
             room_rates: RoomRates::new(config.room_rate_bytes),
-            history: History::new(&config),
+            history: History::new(&config, numbers),
+            copies: Copies::default(),
             config,
             outlets,
             budget: Arc::clone(handle.budget()),
             broker: Arc::clone(handle.broker()),
+            answers: Arc::clone(handle.answers()),
             notifications: Arc::clone(handle.notifications()),
+            notifies: Notifies::default(),
             connections: Connections::default(),
             rooms: Rooms::default(),
             audiences: Groups::default(),
@@ -228,17 +245,16 @@ impl Hub {
             Event::Stop => {}
             Event::Said { key, said, taken } => self.publish(Work::Said { key, said, taken }),
             Event::Notify(Notify { publisher, deliveries, reply, taken }) => {
-                let counts = Vec::with_capacity(deliveries.len());
+                let notify = self.notifies.begin(reply, taken);
                 let waiting = deliveries.into_iter();
-                self.publish(Work::Notify { publisher, waiting, counts, reply, taken });
+                self.publish(Work::Notify { publisher, waiting, notify });
             }
-            Event::Remote(delivery) => self.publish(Work::Remote(delivery)),
-            Event::BrokenOff => self.history.break_off(),
+            Event::Broker(incoming) => self.hear_broker(incoming),
         }
     }
 
     /// Schedules what a publisher says.
-    fn publish(&mut self, work: Work) {
+    pub(super) fn publish(&mut self, work: Work) {
         let mut rest = Some(work);
         // Nobody is overtaken while nothing waits, and nobody waits long for so little.
         while self.schedule.is_empty()
@@ -262,11 +278,13 @@ impl Hub {
     /// Who said it; `None` when that is a connection that is gone.
     fn publisher(&self, work: &Work) -> Option<PublisherName> {
         match work {
-            Work::Said { key, .. } | Work::Replay(key) => {
+            Work::Said { key, .. } | Work::Replay(key) | Work::GoOn(key) => {
                 self.connections.slots.get(*key).map(|c| PublisherName::of(&c.identity))
             }
             Work::Notify { publisher, .. } => Some(publisher.clone()),
-            Work::Remote(delivery) => Some(PublisherName::Broker(delivery.target.clone())),
+            Work::Remote(Delivery { target, .. }) | Work::Log(target, _) => {
+                Some(PublisherName::Broker(target.clone()))
+            }
         }
     }
 
@@ -276,20 +294,22 @@ impl Hub {
             Work::Said { said: Said::Broadcast(broadcast), .. } => {
                 self.rooms.members(&broadcast.room).len()
             }
-            Work::Said { .. } | Work::Replay(_) => 1,
+            Work::Said { .. } | Work::Replay(_) | Work::GoOn(_) => 1,
             Work::Notify { waiting, .. } => waiting
                 .as_slice()
                 .iter()
                 .map(|delivery| members(&self.rooms, &self.audiences, &delivery.target).len())
                 .sum(),
-            Work::Remote(delivery) => members(&self.rooms, &self.audiences, &delivery.target).len(),
+            Work::Remote(Delivery { target, .. }) | Work::Log(target, _) => {
+                members(&self.rooms, &self.audiences, target).len()
+            }
         }
     }
 
     /// Serves what waits, in turns, until a flush is due.
     pub fn serve(&mut self) {
         self.leave_rooms();
-        self.renew_logs();
+        self.catch_up();
         for key in std::mem::take(&mut self.replaying) {
             self.publish(Work::Replay(key));
         }
@@ -329,7 +349,7 @@ impl Hub {
         !(self.schedule.is_empty()
             && self.leaving.is_empty()
             && self.replaying.is_empty()
-            && self.history.next_to_renew().is_none())
+            && !self.is_behind())
     }
 
     /// The loop has looked at what came, served and flushed in so much time.
@@ -350,29 +370,21 @@ impl Hub {
     /// Does one piece of work; returns how many deliveries that was, one at least, and what is left of it.
     fn perform(&mut self, work: Work) -> (usize, Option<Work>) {
         match work {
-            Work::Said { key, said, taken } => {
-                if let Some(bytes) = taken
-                    && let Some(connection) = self.connections.slots.get(key)
-                {
-                    connection.share.allowance.give_back(bytes);
+            Work::Said { key, said, taken } => (self.hear(key, said, taken), None),
+            Work::Notify { publisher, mut waiting, notify } => {
+                let reached = waiting.next().map_or(0, |next| self.notify(notify, next));
+                let is_last = waiting.as_slice().is_empty();
+                if is_last && let Some(bytes) = self.notifies.end_one(notify) {
+                    self.notifications.give_back(bytes);
                 }
-                (self.react(key, said).max(1), None)
-            }
-            Work::Notify { publisher, mut waiting, mut counts, reply, taken } => {
-                let delivered = waiting.next().map(|delivery| self.deliver(delivery, Origin::Here));
-                counts.extend(delivered);
-                let cost = delivered.unwrap_or(0).max(1);
-                if waiting.as_slice().is_empty() {
-                    self.notifications.give_back(taken);
-                    answer(&reply, counts);
-                    return (cost, None);
-                }
-                (cost, Some(Work::Notify { publisher, waiting, counts, reply, taken }))
+                (reached.max(1), (!is_last).then_some(Work::Notify { publisher, waiting, notify }))
             }
             Work::Remote(delivery) => {
                 self.broker.give_back(delivery.draft.len());
                 (self.deliver(delivery, Origin::Broker).max(1), None)
             }
+            Work::Log(target, event) => (self.follow_log(target, event).max(1), None),
+            Work::GoOn(key) => (self.go_on(key).max(1), None),
             Work::Replay(key) => {
                 if let Some(connection) = self.connections.open(key)
                     && let Some(replays) = &mut connection.replays
@@ -384,22 +396,59 @@ impl Hub {
         }
     }
 
-    /// Reacts to what a connection says; returns the deliveries that it caused.
-    fn react(&mut self, key: ConnectionKey, said: Said) -> usize {
-        match said {
-            Said::Join { room, since, id } => {
-                return self.join(key, &room, since.as_ref(), id.as_ref());
+    /// Publishes one of the messages of a call that notifies; returns the deliveries.
+    fn notify(&mut self, notify: NotifyKey, delivery: Delivery) -> usize {
+        let place = self.notifies.next_place(notify);
+        match self.publish_here(delivery, Waits::Notify(notify, place)) {
+            Published::Delivered(reached) => {
+                self.notifies.push(notify, Some(reached));
+                reached
             }
-            Said::Resume { since, id } => return self.resume(key, since.as_ref(), id.as_ref()),
-            Said::Leave(room, id) => self.leave(key, &room, id.as_ref()),
+            Published::OnItsWay(_) => {
+                self.notifies.push(notify, None);
+                0
+            }
+        }
+    }
+
+    /// Reacts to what a connection says.
+    pub(super) fn react(&mut self, key: ConnectionKey, said: Said) -> Outcome {
+        let reached = match said {
+            Said::Join { room, since, id } => {
+                // The answer without an id says nothing of the log.
+                let asks = id.is_some() && self.connections.open(key).is_some();
+                if asks && self.has_to_wait(key, Target::Room(room.clone()), since.as_ref()) {
+                    return Outcome::MustWait(Said::Join { room, since, id });
+                }
+                self.join(key, &room, since.as_ref(), id.as_ref())
+            }
+            Said::Resume { since, id } => {
+                let user = self.connections.open(key).map(|c| c.identity.user_id.clone());
+                if user.is_some_and(|id| self.has_to_wait(key, Target::User(id), since.as_ref())) {
+                    return Outcome::MustWait(Said::Resume { since, id });
+                }
+                self.resume(key, since.as_ref(), id.as_ref())
+            }
             Said::Broadcast(broadcast) => return self.broadcast(key, broadcast),
+            said => {
+                self.react_at_once(key, said);
+                0
+            }
+        };
+        Outcome::Done(reached)
+    }
+
+    /// What neither reaches others nor waits for the broker.
+    fn react_at_once(&mut self, key: ConnectionKey, said: Said) {
+        match said {
+            Said::Leave(room, id) => self.leave(key, &room, id.as_ref()),
             Said::IsMember(room, reply) => answer(&reply, self.is_member(key, &room)),
             Said::Refuse(code, id) => self.refuse(key, code, id.as_ref()),
             Said::Ping(payload) => self.pong(key, &payload),
             Said::Close(close) => self.close(key, close),
             Said::Ended => self.reader_ended(key),
+            Said::Join { .. } | Said::Resume { .. } | Said::Broadcast(_) => {}
         }
-        0
     }
 
     /// Whether so much is appended that others would wait too long behind it. Who publishes alone fills a
@@ -461,6 +510,7 @@ impl Hub {
         self.users.forget_full(uptime());
         self.room_rates.forget_full(uptime());
         self.history.forget_old(now);
+        self.tick_copies(now);
         self.flush();
     }
 
@@ -526,7 +576,7 @@ impl Hub {
             self.send(key, error_frame(ErrorCode::TooManyRooms, id));
             return 0;
         }
-        // The answer without an id says nothing of the log, and so changes nothing of it either.
+        // Without an id nothing is said of the log, and so nothing of it changes either.
         let standing = id.map(|_| self.stand(key, &Target::Room(room.clone()), since));
         let standing = standing.unwrap_or_default();
         if !is_member {
@@ -566,42 +616,44 @@ impl Hub {
         self.reply(key, &Reply::Left, room, id);
     }
 
-    fn broadcast(&mut self, key: ConnectionKey, broadcast: Broadcast) -> usize {
+    /// Returns what comes of it: its answer has to wait for those before.
+    fn broadcast(&mut self, key: ConnectionKey, broadcast: Broadcast) -> Outcome {
         let Broadcast { room, draft, permitted, id } = broadcast;
+        let refused = |reply| Outcome::Broadcast { ticket: None, reply, reached: 0 };
         let Some(connection) = self.received(key, MessageKind::Broadcast) else {
-            return 0;
+            return Outcome::Done(0);
         };
         let is_backend = connection.identity.role.may_call_api();
         if !permitted && !self.is_member(key, &room) {
-            self.send(key, error_frame(ErrorCode::NotAuthorized, id.as_ref()));
-            return 0;
+            return refused(Some(error_frame(ErrorCode::NotAuthorized, id.as_ref())));
         }
         if !is_backend && !self.room_rates.take(&room, uptime(), draft.len()) {
-            self.over_room_rate(key, id.as_ref());
-            return 0;
+            return refused(self.over_room_rate(key, id.as_ref()));
         }
-        let target = Target::Room(room.clone());
-        let reached = self.deliver(Delivery { target, draft }, Origin::Here);
-        self.reply(key, &Reply::Sent, &room, id.as_ref());
-        reached
+        let reply = Reply::Sent.frame(&room, id.as_ref());
+        let delivery = Delivery { target: Target::Room(room), draft };
+        match self.publish_here(delivery, Waits::Connection(key)) {
+            Published::Delivered(reached) => Outcome::Broadcast { ticket: None, reply, reached },
+            Published::OnItsWay(ticket) => {
+                Outcome::Broadcast { ticket: Some(ticket), reply, reached: 0 }
+            }
+        }
     }
 
-    /// With an id it is always told, else once a second.
-    fn over_room_rate(&mut self, key: ConnectionKey, id: Option<&MessageId>) {
+    /// What the sender is told: with an id always, else once a second.
+    fn over_room_rate(&mut self, key: ConnectionKey, id: Option<&MessageId>) -> Option<Bytes> {
         self.stats.room_limited += 1;
         let now = Moment::now();
-        let Some(connection) = self.connections.open(key) else {
-            return;
-        };
+        let connection = self.connections.open(key)?;
         let is_due =
             connection.told_of_room_rate.is_none_or(|told| now.since(told) >= RATE_TOLD_EVERY);
         if id.is_none() {
             if !is_due {
-                return;
+                return None;
             }
             connection.told_of_room_rate = Some(now);
         }
-        self.send(key, error_frame(ErrorCode::RateLimited, id));
+        Some(error_frame(ErrorCode::RateLimited, id))
     }
 
     fn refuse(&mut self, key: ConnectionKey, code: ErrorCode, id: Option<&MessageId>) {
@@ -692,28 +744,36 @@ impl Hub {
         self.free_if_ended(key);
     }
 
-    /// Numbers a message, hands it over to the other instances where it is from here, and appends it for all
-    /// that it is for; returns how many these are.
-    fn deliver(&mut self, delivery: Delivery, origin: Origin) -> usize {
+    /// Delivers a message here, numbered where the hub gives the numbers; one that is from here it hands over to
+    /// the other instances. Returns how many connections it reached.
+    pub(super) fn deliver(&mut self, delivery: Delivery, origin: Origin) -> usize {
         let Delivery { target, draft } = delivery;
-        let now = Moment::now();
-        let mut keys = members(&self.rooms, &self.audiences, &target);
-        let is_kept = draft.takes_number();
-        let log = if is_kept { self.history.open(&target, !keys.is_empty(), now) } else { None };
-        if let Some(log) = log.filter(|log| self.history.is_broken_off(*log)) {
-            self.renew(log);
-            keys = members(&self.rooms, &self.audiences, &target);
-        }
+        let log = if draft.takes_number() && !self.history.is_copy() {
+            let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
+            self.history.open(&target, has_listeners, Moment::now())
+        } else {
+            None
+        };
         let numbered = match log {
-            Some(log) => self.history.append(log, draft, now),
+            Some(log) => self.history.append(log, draft, Moment::now()),
             None => draft.complete(None),
         };
-        if origin == Origin::Here {
-            (self.outlets.publish)(&target, &numbered);
+        if origin == Origin::Here
+            && let Some(broker) = &self.outlets.broker
+        {
+            let outgoing = Outgoing { target: target.clone(), members: numbered.members() };
+            // What does not fit is counted by the bridge.
+            let _ = broker.publish(outgoing);
         }
+        self.fan_out(&target, numbered.frame, log)
+    }
+
+    /// Appends a message for all that it is for; returns how many these are. With a log, it is its last message.
+    pub(super) fn fan_out(&mut self, target: &Target, frame: Bytes, log: Option<LogKey>) -> usize {
         // Mostly nobody reads it, and no connection has to be asked.
         let read = log.filter(|log| self.history.is_read(*log));
-        let reached = self.connections.append_all(keys, numbered.frame, read);
+        let keys = members(&self.rooms, &self.audiences, target);
+        let reached = self.connections.append_all(keys, frame, read);
         self.stats.fan_out.observe(reached as f64);
         reached
     }

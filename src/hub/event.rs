@@ -11,37 +11,14 @@ use super::socket::Socket;
 use super::stats::Stats;
 use super::users::UserShare;
 use crate::auth::Identity;
+use crate::bridge::Incoming;
 use crate::protocol::close::Close;
-use crate::protocol::{Draft, ErrorCode, Id, MessageId, Position, Room};
+use crate::protocol::{Delivery, Draft, ErrorCode, Id, MessageId, Position, Room, Target};
 use crate::runtime::channel::Sender;
 
 new_key_type! {
     /// Place of a connection in the hub; a key of an ended connection never hits a later one.
     pub struct ConnectionKey;
-}
-
-/// Whom a message is for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// Every connection of a user.
-    User(Id),
-    /// Every member of a room.
-    Room(Room),
-    /// Every connection.
-    Everyone,
-    /// Every connection of role admin.
-    Admins,
-    /// Every connection of role seller with this seller id.
-    Seller(Id),
-}
-
-/// A message, and whom it is for.
-#[derive(Debug, Clone)]
-pub struct Delivery {
-    /// Whom it is for.
-    pub target: Target,
-    /// The message; the hub numbers it where it can.
-    pub draft: Draft,
 }
 
 /// A client's broadcast.
@@ -77,7 +54,7 @@ pub enum Refusal {
 
 /// Everything that the hub reacts to.
 ///
-/// [`Event::Said`], [`Event::Notify`] and [`Event::Remote`] are what publishers say: they wait in the
+/// [`Event::Said`], [`Event::Notify`] and most of [`Event::Broker`] are what publishers say: they wait in the
 /// schedule. All others are control: the hub reacts to them before it serves anything that waits.
 pub enum Event {
     /// A handshake asks for a place.
@@ -117,10 +94,8 @@ pub enum Event {
     },
     /// Notifications of this instance.
     Notify(Notify),
-    /// A message that came through the broker.
-    Remote(Delivery),
-    /// The broker was away: messages of other instances may be missing.
-    BrokenOff,
+    /// What came from the broker.
+    Broker(Incoming),
     /// How many are here.
     Counts(Sender<Counts>),
     /// Who is here, one by one.

@@ -5,20 +5,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::allowance::{Allowance, Budget, HubGone};
-use super::event::{ConnectionKey, Delivery, Event, Notify, Place, PublisherName, Refusal, Said};
+use super::event::{ConnectionKey, Event, Notify, Place, PublisherName, Refusal, Said};
 use super::query::Counts;
 use super::rates::UserRates;
 use super::socket::Socket;
 use super::users::UserShare;
 use crate::auth::Identity;
+use crate::bridge::{Incoming, Logged};
 use crate::config::MIB;
+use crate::protocol::Delivery;
 use crate::protocol::Room;
 use crate::protocol::close::Close;
 use crate::runtime::channel::{Sender, bounded};
 
-/// Messages of the broker that may wait for the hub; as many calls that notify.
+/// Messages of the broker that may wait for the hub; as many answers of its log, and calls that notify.
 const WAITING_MESSAGES: usize = 10_000;
-/// Bytes of either that may wait for the hub.
+/// Bytes of each that may wait for the hub.
 const WAITING_BYTES: usize = 16 * MIB;
 
 /// Sends events to the hub, and never waits to do so: what may wait is bounded by allowances, and by what
@@ -28,6 +30,7 @@ pub struct HubHandle {
     events: Sender<Event>,
     budget: Arc<Budget>,
     broker: Arc<Allowance>,
+    answers: Arc<Allowance>,
     notifications: Arc<Allowance>,
 }
 
@@ -35,9 +38,11 @@ impl HubHandle {
     /// A handle over the hub's channel.
     pub fn new(events: Sender<Event>) -> Self {
         let budget = Arc::new(Budget::default());
-        let bounded =
-            || Arc::new(Allowance::new(Arc::clone(&budget), WAITING_MESSAGES, WAITING_BYTES));
-        Self { events, broker: bounded(), notifications: bounded(), budget }
+        let own = || Arc::clone(&budget);
+        // What others have taken may wait for what these bring.
+        let reserved = || Arc::new(Allowance::reserved(own(), WAITING_MESSAGES, WAITING_BYTES));
+        let notifications = Arc::new(Allowance::new(own(), WAITING_MESSAGES, WAITING_BYTES));
+        Self { events, broker: reserved(), answers: reserved(), notifications, budget }
     }
 
     /// Sends one event.
@@ -73,13 +78,22 @@ impl HubHandle {
         self.ask(|reply| Event::Notify(Notify { publisher, deliveries, reply, taken }))
     }
 
-    /// Delivers what came through the broker; waits while too much of it waits already.
+    /// Takes what came from the broker; waits while too much of it waits already.
     ///
     /// # Errors
     /// [`HubGone`] when the hub has ended.
-    pub fn deliver(&self, delivery: Delivery) -> Result<(), HubGone> {
-        self.broker.take(delivery.draft.len())?;
-        self.send(Event::Remote(delivery))
+    pub fn hear(&self, incoming: Incoming) -> Result<(), HubGone> {
+        match &incoming {
+            Incoming::Message(Delivery { draft, .. })
+            | Incoming::Unnumbered(Delivery { draft, .. })
+            | Incoming::Logged(Logged { draft, .. }) => {
+                self.broker.take(draft.len())?;
+            }
+            // On their own: messages of the stream may have to wait for them.
+            Incoming::Answer { answer: Ok(answer), .. } => self.answers.take(answer.bytes())?,
+            _ => {}
+        }
+        self.send(Event::Broker(incoming))
     }
 
     /// Who is here.
@@ -111,6 +125,10 @@ impl HubHandle {
 
     pub(super) fn broker(&self) -> &Arc<Allowance> {
         &self.broker
+    }
+
+    pub(super) fn answers(&self) -> &Arc<Allowance> {
+        &self.answers
     }
 
     pub(super) fn notifications(&self) -> &Arc<Allowance> {

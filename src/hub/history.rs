@@ -4,6 +4,9 @@
 //! A log's *number* (`seq`) counts its messages without a gap, its *epoch* names one unbroken life of the
 //! number. The messages are kept for a while, the number for much longer: who missed nothing has nothing to
 //! recover. Nothing here costs more than a message's own log, however many logs there are.
+//!
+//! Without a broker the numbers are given here. With one they are the broker's, and a log is a copy of the end of
+//! the broker's: where it is not known to be the end, it is *stale*, and has to be read before it says anything.
 
 mod order;
 
@@ -15,9 +18,8 @@ use bytes::Bytes;
 use slotmap::{SlotMap, new_key_type};
 use uuid::Uuid;
 
-use super::event::Target;
-use crate::config::{Config, MAX_VACANT_LOGS, NUMBERS_TTL};
-use crate::protocol::{Draft, Number, Numbered, Position};
+use crate::config::{Config, MAX_VACANT_LOGS, NUMBERS_REFRESH, NUMBERS_TTL};
+use crate::protocol::{Draft, Number, Numbered, Position, Target};
 use crate::runtime::clock::Moment;
 use order::{Links, List, ListName};
 
@@ -58,8 +60,8 @@ pub struct History {
     silent: List,
     /// Logs of rooms without members and of users who are away, the one that was used longest ago first.
     vacant: List,
-    /// All logs, the one first whose epoch began first.
-    by_epoch: List,
+    /// All logs, the one first that was known to be the end of the broker's longest ago.
+    by_age: List,
     /// Of all kept messages.
     bytes: usize,
     /// What the epochs of this process begin with.
@@ -71,8 +73,10 @@ pub struct History {
     /// A log was forgotten since the epoch began: were it to begin again in the same one, its old numbers
     /// would look like new ones.
     is_worn: bool,
-    /// Rises whenever messages may be missing in all logs.
-    generation: u32,
+    /// Whether the broker gives the numbers.
+    is_copy: bool,
+    /// Rises whenever the broker's stream was broken off: all logs are stale then. Begins with 1.
+    stream: u32,
     counts: HistoryCounts,
 }
 
@@ -80,8 +84,18 @@ pub struct History {
 #[derive(Debug)]
 struct Log {
     target: Target,
-    epoch: Arc<str>,
-    generation: u32,
+    /// `None`: not known, as the broker has not been asked, or has not answered.
+    epoch: Option<Arc<str>>,
+    /// When it was last known to be the end of the broker's log.
+    fresh: Moment,
+    /// The stream in which this was last the end of the broker's log; 0 is none.
+    stream: u32,
+    /// Whether the broker has no messages that this lacks.
+    is_whole: bool,
+    /// Whether somebody was answered without a position.
+    owes_position: bool,
+    /// Since when it waits for messages that it lacks.
+    behind_since: Option<Moment>,
     /// Number of the last message.
     seq: u64,
     /// The last messages; that with number `seq` is the last.
@@ -92,7 +106,7 @@ struct Log {
     readers: u32,
     silent: Links,
     vacant: Links,
-    by_epoch: Links,
+    by_age: Links,
 }
 
 #[derive(Debug)]
@@ -104,19 +118,37 @@ struct Kept {
 /// Why what a client missed cannot be given to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NotRecovered {
-    /// The numbers have begun anew since: the service has restarted, or has forgotten the log.
+    /// The numbers have begun anew since: who gives them has restarted, or has forgotten the log.
     OtherEpoch,
     /// Some of it is no longer kept.
     TooOld,
     /// It says that it has what was never sent.
     Future,
+    /// Something was said while the broker was away, without a number.
+    Unnumbered,
+    /// The broker has not told yet what there is.
+    Unknown,
     /// `HISTORY_MESSAGES` is 0.
     Off,
 }
 
+/// Where a message stands to a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// It is the next one, or the first that is heard of.
+    Next,
+    /// The log has it already.
+    Before,
+    /// Others come before it, which are missing.
+    Ahead,
+    /// It is of another epoch.
+    OtherEpoch,
+}
+
 impl NotRecovered {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::OtherEpoch, Self::TooOld, Self::Future, Self::Off];
+    pub const ALL: [Self; 6] =
+        [Self::OtherEpoch, Self::TooOld, Self::Future, Self::Unnumbered, Self::Unknown, Self::Off];
 
     /// The name in metrics.
     pub fn label(self) -> &'static str {
@@ -124,9 +156,22 @@ impl NotRecovered {
             Self::OtherEpoch => "other_epoch",
             Self::TooOld => "too_old",
             Self::Future => "future",
+            Self::Unnumbered => "unnumbered",
+            Self::Unknown => "unknown",
             Self::Off => "off",
         }
     }
+}
+
+/// Who gives messages their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbers {
+    /// The hub: there is no broker.
+    Hub,
+    /// The broker.
+    Broker,
+    /// Nobody: there is a broker, and it has no ordered log.
+    Nobody,
 }
 
 /// What was counted since the start, and what is kept now.
@@ -152,9 +197,9 @@ pub struct HistoryCounts {
 
 impl History {
     /// Without logs.
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, numbers: Numbers) -> Self {
         let limits = Limits {
-            messages: config.history_messages,
+            messages: if numbers == Numbers::Nobody { 0 } else { config.history_messages },
             ttl: config.history_ttl,
             bytes: config.history_bytes,
             vacant_logs: MAX_VACANT_LOGS,
@@ -167,13 +212,14 @@ impl History {
             logs: Logs::with_key(),
             silent: List::new(ListName::Silent),
             vacant: List::new(ListName::Vacant),
-            by_epoch: List::new(ListName::Epoch),
+            by_age: List::new(ListName::Age),
             bytes: 0,
             process,
             epochs: 0,
             epoch: "".into(),
             is_worn: false,
-            generation: 0,
+            is_copy: numbers == Numbers::Broker,
+            stream: 1,
             counts: HistoryCounts::default(),
         };
         history.begin_epoch();
@@ -220,17 +266,24 @@ impl History {
         }
         let key = self.logs.insert(Box::new(Log {
             target: target.clone(),
-            epoch: Arc::clone(&self.epoch),
-            generation: self.generation,
+            epoch: (!self.is_copy).then(|| Arc::clone(&self.epoch)),
+            fresh: Moment::NEVER,
+            stream: 0,
+            is_whole: !self.is_copy,
+            owes_position: false,
+            behind_since: None,
             seq: 0,
             messages: VecDeque::new(),
             used: Moment::NEVER,
             readers: 0,
             silent: Links::default(),
             vacant: Links::default(),
-            by_epoch: Links::default(),
+            by_age: Links::default(),
         }));
-        self.by_epoch.push_last(&mut self.logs, key);
+        if self.is_copy {
+            // It is stale, and next to be read.
+            self.by_age.push_first(&mut self.logs, key);
+        }
         self.names.insert(target.clone(), key);
         key
     }
@@ -265,7 +318,7 @@ impl History {
     fn forget(&mut self, key: LogKey) {
         self.let_go_all(key);
         self.vacant.remove(&mut self.logs, key);
-        self.by_epoch.remove(&mut self.logs, key);
+        self.by_age.remove(&mut self.logs, key);
         if let Some(log) = self.logs.remove(key) {
             self.names.remove(&log.target);
             self.is_worn = true;
@@ -275,7 +328,7 @@ impl History {
     /// Where a log is now.
     pub fn position(&self, key: LogKey) -> Option<Position> {
         let log = self.logs.get(key)?;
-        Some(Position { epoch: Arc::clone(&log.epoch), seq: log.seq })
+        Some(Position { epoch: log.epoch.clone()?, seq: log.seq })
     }
 
     /// Whose log it is.
@@ -285,20 +338,27 @@ impl History {
 
     /// Gives a message its number, completes its frame, and keeps it.
     pub fn append(&mut self, key: LogKey, draft: Draft, now: Moment) -> Numbered {
-        let Some(log) = self.logs.get_mut(key) else {
+        let Some(log) = self.logs.get(key) else {
             return draft.complete(None);
         };
-        log.seq += 1;
+        let seq = log.seq + 1;
         let numbered = draft.complete(Some(match &log.target {
-            Target::User(_) => Number::User(log.seq),
-            _ => Number::Room(log.seq),
+            Target::User(_) => Number::User(seq),
+            _ => Number::Room(seq),
         }));
-        self.bytes += cost(&numbered.frame);
-        log.messages.push_back(Kept { frame: numbered.frame.clone(), at: now });
-        self.silent.push_last(&mut self.logs, key);
-        self.trim(key, now);
-        self.make_room(key);
+        self.keep(key, numbered.frame.clone(), now);
         numbered
+    }
+
+    /// Keeps a message that has the next number.
+    pub fn keep(&mut self, key: LogKey, frame: Bytes, at: Moment) {
+        let Some(log) = self.logs.get_mut(key) else { return };
+        log.seq += 1;
+        self.bytes += cost(&frame);
+        log.messages.push_back(Kept { frame, at });
+        self.silent.push_last(&mut self.logs, key);
+        self.trim(key, at);
+        self.make_room(key);
     }
 
     /// Lets go what a log has too much of, or for too long.
@@ -320,6 +380,12 @@ impl History {
         {
             self.counts.evicted_messages +=
                 if key == appended { self.let_go(key) } else { self.let_go_all(key) };
+            // The broker may have them still.
+            if self.is_copy
+                && let Some(log) = self.logs.get_mut(key)
+            {
+                log.is_whole = false;
+            }
         }
     }
 
@@ -381,7 +447,8 @@ impl History {
         self.trim(key, now);
         let recovered = match self.logs.get(key) {
             None => Err(NotRecovered::OtherEpoch),
-            Some(log) if log.epoch != since.epoch => Err(NotRecovered::OtherEpoch),
+            Some(log) if log.epoch.is_none() => Err(NotRecovered::Unknown),
+            Some(log) if log.epoch.as_ref() != Some(&since.epoch) => Err(NotRecovered::OtherEpoch),
             Some(log) if since.seq > log.seq => Err(NotRecovered::Future),
             Some(log) if since.seq < log.first().saturating_sub(1) => Err(NotRecovered::TooOld),
             // A replay of another client may keep it for a while longer.
@@ -431,34 +498,142 @@ impl History {
         self.logs.get(key).is_none_or(|log| log.seq < number)
     }
 
-    /// Messages may be missing in every log: each is to be renewed, at the latest when it is used next.
+    /// The broker's stream was broken off, and goes on: every log is stale until more is known.
     pub fn break_off(&mut self) {
-        self.generation = self.generation.wrapping_add(1);
-        self.begin_epoch();
+        self.stream = self.stream.wrapping_add(1).max(1);
     }
 
-    /// Whether messages may be missing in a log.
-    pub fn is_broken_off(&self, key: LogKey) -> bool {
-        self.logs.get(key).is_some_and(|log| log.generation != self.generation)
+    /// Whether a log is the end of the broker's, and has all that is wanted behind `since`.
+    pub fn answers(&self, key: LogKey, since: Option<&Position>) -> bool {
+        let Some(log) = self.logs.get(key) else { return false };
+        let lacks = since.is_some_and(|since| {
+            log.epoch.as_ref() == Some(&since.epoch)
+                && !log.is_whole
+                && since.seq < log.first().saturating_sub(1)
+        });
+        log.epoch.is_some() && log.stream == self.stream && !lacks
     }
 
-    /// A log in which messages may be missing, if there is one.
-    pub fn next_to_renew(&self) -> Option<LogKey> {
-        self.by_epoch.first().filter(|first| self.is_broken_off(*first))
+    /// The log that is stale for longest, if any is. One that was silent for long is stale too: who reads it has the
+    /// broker remember its number.
+    pub fn next_stale(&self, now: Moment) -> Option<LogKey> {
+        let first = self.by_age.first()?;
+        let log = self.logs.get(first)?;
+        let is_stale = log.stream != self.stream || now.since(log.fresh) > NUMBERS_REFRESH;
+        is_stale.then_some(first)
     }
 
-    /// Begins a new epoch in a log in which messages may be missing, and lets go what it has; whether it was
-    /// one.
-    pub fn renew(&mut self, key: LogKey) -> bool {
-        let Some(log) = self.logs.get_mut(key).filter(|log| log.generation != self.generation)
-        else {
-            return false;
-        };
-        log.generation = self.generation;
-        log.epoch = Arc::clone(&self.epoch);
-        self.by_epoch.push_last(&mut self.logs, key);
+    /// It is the end of the broker's, or is being read.
+    pub fn freshen(&mut self, key: LogKey, now: Moment) {
+        if let Some(log) = self.logs.get_mut(key) {
+            (log.stream, log.fresh) = (self.stream, now);
+        }
+        self.by_age.push_last(&mut self.logs, key);
+    }
+
+    /// It may not be the end of the broker's, and is not to be read before [`Self::ask_again`].
+    pub fn doubt(&mut self, key: LogKey) {
+        if let Some(log) = self.logs.get_mut(key) {
+            log.stream = 0;
+        }
+        self.by_age.remove(&mut self.logs, key);
+    }
+
+    /// A log in doubt is to be read.
+    pub fn ask_again(&mut self, key: LogKey) {
+        if self.logs.get(key).is_some_and(|log| log.stream != self.stream) {
+            self.by_age.push_first(&mut self.logs, key);
+        }
+    }
+
+    /// The broker's stream as it is now.
+    pub fn stream(&self) -> u32 {
+        self.stream
+    }
+
+    /// Forgets a log that nobody listens to; whether it did.
+    pub fn forget_vacant(&mut self, key: LogKey) -> bool {
+        let is_vacant =
+            self.logs.get(key).is_some_and(|log| log.vacant.is_in() && log.readers == 0);
+        if is_vacant {
+            self.forget(key);
+        }
+        is_vacant
+    }
+
+    /// Where a message with this position stands.
+    pub fn place(&self, key: LogKey, position: &Position) -> Place {
+        let Some(log) = self.logs.get(key) else { return Place::Ahead };
+        match &log.epoch {
+            None if log.owes_position => Place::OtherEpoch,
+            None => Place::Next,
+            Some(epoch) if *epoch != position.epoch => Place::OtherEpoch,
+            Some(_) if position.seq <= log.seq => Place::Before,
+            Some(_) if position.seq - log.seq == 1 => Place::Next,
+            Some(_) => Place::Ahead,
+        }
+    }
+
+    /// Somebody is answered without a position, and is to be told when there is one.
+    pub fn owe_position(&mut self, key: LogKey) {
+        if let Some(log) = self.logs.get_mut(key) {
+            log.owes_position = true;
+        }
+    }
+
+    /// Since when messages are missing that come before those that came.
+    pub fn is_behind_since(&mut self, key: LogKey, now: Moment) -> Moment {
+        let log = self.logs.get_mut(key);
+        log.map_or(now, |log| *log.behind_since.get_or_insert(now))
+    }
+
+    /// Goes to a position of the broker's, and lets go what it has. Whether those who listen have to be told that
+    /// something may be missing.
+    pub fn adopt(&mut self, key: LogKey, position: &Position) -> bool {
         self.let_go_all(key);
-        true
+        let Some(log) = self.logs.get_mut(key) else { return false };
+        let is_reset = log.epoch.is_some() || log.owes_position;
+        log.epoch = Some(Arc::clone(&position.epoch));
+        log.seq = position.seq;
+        log.is_whole = position.seq == 0;
+        log.owes_position = false;
+        log.behind_since = None;
+        is_reset
+    }
+
+    /// Has caught up.
+    pub fn catch_up(&mut self, key: LogKey) {
+        if let Some(log) = self.logs.get_mut(key) {
+            log.behind_since = None;
+        }
+    }
+
+    /// Whether a message with this number comes next.
+    pub fn is_next(&self, key: LogKey, seq: u64) -> bool {
+        self.logs.get(key).is_some_and(|log| log.seq.checked_add(1) == Some(seq))
+    }
+
+    /// Whether the broker gives the numbers, and the logs are copies.
+    pub fn is_copy(&self) -> bool {
+        self.is_copy && self.is_on()
+    }
+
+    /// Takes the messages up to its number, instead of those that it has, if they are more: all that the broker
+    /// has.
+    pub fn fill(&mut self, key: LogKey, messages: Vec<(Bytes, Moment)>, now: Moment) {
+        let Some(log) = self.logs.get(key) else { return };
+        if messages.len() > log.messages.len() {
+            self.let_go_all(key);
+            let Some(log) = self.logs.get_mut(key) else { return };
+            self.bytes += messages.iter().map(|(frame, _)| cost(frame)).sum::<usize>();
+            log.messages = messages.into_iter().map(|(frame, at)| Kept { frame, at }).collect();
+            self.silent.push_last(&mut self.logs, key);
+        }
+        if let Some(log) = self.logs.get_mut(key) {
+            log.is_whole = true;
+        }
+        self.trim(key, now);
+        self.make_room(key);
     }
 
     /// Counts messages that were sent again.
@@ -499,7 +674,7 @@ impl Log {
 
     fn links(&self, list: ListName) -> &Links {
         match list {
-            ListName::Epoch => &self.by_epoch,
+            ListName::Age => &self.by_age,
             ListName::Silent => &self.silent,
             ListName::Vacant => &self.vacant,
         }
@@ -507,7 +682,7 @@ impl Log {
 
     fn links_mut(&mut self, list: ListName) -> &mut Links {
         match list {
-            ListName::Epoch => &mut self.by_epoch,
+            ListName::Age => &mut self.by_age,
             ListName::Silent => &mut self.silent,
             ListName::Vacant => &mut self.vacant,
         }

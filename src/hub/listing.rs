@@ -62,6 +62,7 @@ impl Hub {
             waiting_bytes: self.budget().bytes() as u64,
             held_back: self.budget().held_back(),
             history: self.history.counts(),
+            copies: self.copy_counts(),
             ..self.stats.clone()
         }
     }

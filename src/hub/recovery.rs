@@ -1,19 +1,17 @@
 //! What the hub does for connections that come back: tells them where they are, gives them in turns what they
 //! have missed, and tells them when something may be missing (docs/ARCHITECTURE.md, "History").
 
-use super::core::{Hub, members};
-use super::event::{ConnectionKey, Target};
+use super::core::Hub;
+use super::event::ConnectionKey;
 use super::history::{LogKey, NotRecovered};
 use super::replay::Turn;
 use crate::config::REPLAY_BYTES;
-use crate::protocol::{Position, Standing, reset_frame};
+use crate::protocol::{Position, Standing, Target, reset_frame};
 use crate::runtime::clock::Moment;
 
 /// Bytes of a replay that cost as much as a delivery: a send of [`REPLAY_BYTES`] takes ten times as long as one
 /// of a small frame.
 const REPLAY_BYTES_PER_DELIVERY: usize = 512;
-/// Logs in which messages may be missing that are renewed in one iteration of the loop.
-const RENEWED_AT_ONCE: usize = 1000;
 
 impl Hub {
     /// What a client that asks for a log is told of it. A replay of it that runs has ended by this; where there
@@ -33,16 +31,24 @@ impl Hub {
             }
             return Standing { position: None, recovered: asks.then_some(false) };
         };
-        self.renew(log);
         self.end_replay(key, log);
         if let Some(connection) = self.connections.open(key) {
             connection.knows_positions = true;
         }
         let position = self.history.position(log);
+        if position.is_none() {
+            self.history.owe_position(log);
+        }
         let Some(since) = since else {
             return Standing { position, recovered: None };
         };
-        if self.history.recover(log, since, now).is_err() {
+        let recovered = if self.copies.unnumbered.contains(target) {
+            self.history.count_not_recovered(NotRecovered::Unnumbered);
+            Err(NotRecovered::Unnumbered)
+        } else {
+            self.history.recover(log, since, now)
+        };
+        if recovered.is_err() {
             return Standing { position, recovered: Some(false) };
         }
         if position.is_some_and(|position| since.seq < position.seq)
@@ -54,20 +60,9 @@ impl Hub {
         Standing { position: Some(since.clone()), recovered: Some(true) }
     }
 
-    /// If messages may be missing in a log, begins a new epoch, and tells who listens. Whoever uses a log does
-    /// this first.
-    pub(super) fn renew(&mut self, log: LogKey) {
-        if !self.history.renew(log) {
-            return;
-        }
-        let Some(target) = self.history.target(log) else { return };
-        let keys = members(&self.rooms, &self.audiences, target).to_vec();
-        self.reset(&keys, log);
-    }
-
     /// Tells connections that something of a log may be missing; they get no more of its past. Those that never
     /// asked for a position have none to lose.
-    fn reset(&mut self, keys: &[ConnectionKey], log: LogKey) {
+    pub(super) fn reset(&mut self, keys: &[ConnectionKey], log: LogKey) {
         keys.iter().for_each(|key| self.end_replay(*key, log));
         let (Some(position), Some(target)) = (self.history.position(log), self.history.target(log))
         else {
@@ -79,17 +74,6 @@ impl Hub {
             let knows = self.connections.open(*key).is_some_and(|c| c.knows_positions);
             if knows && self.connections.append(*key, frame) {
                 self.history.count_reset();
-            }
-        }
-    }
-
-    /// Goes on with the logs in which messages may be missing; with one at least.
-    pub(super) fn renew_logs(&mut self) {
-        for _ in 0..RENEWED_AT_ONCE {
-            let Some(log) = self.history.next_to_renew() else { return };
-            self.renew(log);
-            if self.wants_flush() {
-                return;
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::copies::CopyCounts;
 use super::history::HistoryCounts;
 
 /// Upper bounds of the durations of a batch, in seconds.
@@ -43,6 +44,8 @@ pub struct Stats {
     pub dropped: BTreeMap<&'static str, u64>,
     /// Of the logs of rooms and users.
     pub history: HistoryCounts,
+    /// Of what the broker numbers.
+    pub copies: CopyCounts,
     /// Seconds from the first event of a batch to the end of its flush.
     pub batch_seconds: Buckets<10>,
     /// Connections that one message went to.
@@ -67,6 +70,7 @@ impl Default for Stats {
             deliveries: 0,
             dropped: BTreeMap::new(),
             history: HistoryCounts::default(),
+            copies: CopyCounts::default(),
             batch_seconds: Buckets::new(BATCH_BOUNDS),
             fan_out: Buckets::new(FAN_OUT_BOUNDS),
         }

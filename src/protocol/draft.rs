@@ -68,6 +68,11 @@ impl Draft {
         self.is_object
     }
 
+    /// The members of the object and its closing brace: what the broker numbers. Nothing is copied.
+    pub fn into_members(self) -> Bytes {
+        Bytes::from(self.bytes).slice(HEADROOM..)
+    }
+
     /// Writes the head.
     pub fn complete(self, number: Option<Number>) -> Numbered {
         let Self { mut bytes, is_object } = self;
@@ -94,8 +99,8 @@ impl Draft {
 }
 
 impl Numbered {
-    /// The members of the object and its closing brace, without its number: what other instances get, which
-    /// have numbers of their own. Nothing is copied.
+    /// The members of the object and its closing brace, without its number: what other instances get. Nothing is
+    /// copied.
     pub fn members(&self) -> Bytes {
         self.frame.slice(self.members_at.min(self.frame.len())..)
     }

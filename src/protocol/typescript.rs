@@ -118,7 +118,7 @@ enum ReplyMessage {
 struct JoinedPayload {
     /// As it was asked for.
     room: String,
-    /// Absent, as `seq`, where `HISTORY_MESSAGES` is 0.
+    /// Absent, as `seq`, where `HISTORY_MESSAGES` is 0, or Redis has not told it yet; a `reset` then does.
     #[ts(optional)]
     epoch: Option<String>,
     /// Number of the last message before the ones that come now.
@@ -133,7 +133,7 @@ struct JoinedPayload {
 #[derive(Debug, PartialEq, Deserialize, TS)]
 #[serde(deny_unknown_fields)]
 struct ResumedPayload {
-    /// Absent, as `seq`, where `HISTORY_MESSAGES` is 0.
+    /// Absent, as `seq`, where `HISTORY_MESSAGES` is 0, or Redis has not told it yet; a `reset` then does.
     #[ts(optional)]
     epoch: Option<String>,
     /// Number of the last message before the ones that come now.
@@ -193,7 +193,7 @@ enum ErrorCode {
 #[derive(Debug, PartialEq, Deserialize, TS)]
 #[serde(deny_unknown_fields)]
 struct RoomMessage {
-    /// Number of the message in the room; absent where `HISTORY_MESSAGES` is 0.
+    /// Number of the message in the room; absent where `HISTORY_MESSAGES` is 0, or Redis was away.
     #[ts(optional)]
     seq: Option<u64>,
     /// Id of the sender's connection.

@@ -39,6 +39,11 @@ impl Moment {
         Duration::from_millis(self.0)
     }
 
+    /// The moment so long before; at the earliest the clock's start.
+    pub fn before(self, time: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+    }
+
     /// Time since `earlier`; zero when that is later, or never.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

@@ -1,7 +1,8 @@
 //! A WebSocket client of raw bytes.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -104,16 +105,11 @@ impl Client {
                 self.buffer.extend(&chunk[..length]);
                 true
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-                ) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 panic!("nothing came within {PATIENCE:?}")
             }
             // The process was stopped and goes on (signal(7)).
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.fill(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.fill(),
             Err(_) => false,
         }
     }
@@ -161,6 +157,40 @@ impl Client {
         }
     }
 
+    /// The next frame, if it comes before the deadline.
+    pub fn next_before(&mut self, deadline: Instant) -> Option<Frame> {
+        let mut chunk = [0; 16 * 1024];
+        let frame = loop {
+            if let Some((frame, length)) = parse(&self.buffer) {
+                self.buffer.drain(..length);
+                break Some(frame);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break None;
+            }
+            // Less than a millisecond would be none at all.
+            self.stream.set_read_timeout(Some(left.max(Duration::from_millis(1)))).unwrap();
+            match self.stream.read(&mut chunk) {
+                Ok(0) => break Some(Frame::End),
+                Ok(length) => self.buffer.extend(&chunk[..length]),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
+                Err(_) => break Some(Frame::End),
+            }
+        };
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        frame
+    }
+
+    /// Sends one JSON message; whether the stream took it.
+    pub fn try_send_json(&mut self, message: &Value) -> bool {
+        self.stream.write_all(&frame(0x81, message.to_string().as_bytes())).is_ok()
+    }
+
     /// The frames that have come so far, without waiting for more: the stream does not block from now
     /// on. An end counts as a frame.
     pub fn arrived(&mut self) -> Vec<Frame> {
@@ -172,7 +202,7 @@ impl Client {
                 self.buffer.extend(&chunk[..length]);
                 false
             }
-            Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
         };
         let mut frames = Vec::new();
         let mut taken = 0;

@@ -1,24 +1,40 @@
-//! [`PubSub`] within one process: hubs that share a [`MemoryBroker`] are instances to each other.
+//! [`PubSub`] and [`OrderedLog`] within one process: hubs that share a [`MemoryBroker`] are instances to each
+//! other.
 
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use realtime_service::bridge::{
-    BridgeCounters, BridgeState, DropReason, Handler, Incoming, NotClosed, Outgoing, PubSub,
-    QUEUE_MESSAGES,
+    Answer, BridgeCounters, BridgeState, DropReason, Handler, Incoming, KeptMessage, Logged,
+    NotClosed, OrderedLog, Outgoing, PubSub, QUEUE_MESSAGES, Reading,
 };
 use realtime_service::hub::{Delivery, Target};
-use realtime_service::protocol::Draft;
+use realtime_service::protocol::{Draft, Position};
 use realtime_service::runtime::threads::Threads;
+
+/// Messages that a log keeps.
+const KEPT: usize = 100;
 
 /// Connects any number of instances in one process; clones are the same broker.
 #[derive(Clone, Default)]
-pub struct MemoryBroker {
-    members: Arc<Mutex<Vec<Sender<Delivery>>>>,
+pub struct MemoryBroker(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    members: Vec<Sender<Incoming>>,
+    logs: HashMap<Target, Log>,
+    epochs: u64,
+}
+
+struct Log {
+    epoch: Arc<str>,
+    messages: VecDeque<(Instant, Logged)>,
+    seq: u64,
 }
 
 impl MemoryBroker {
@@ -32,8 +48,26 @@ impl MemoryBroker {
         }
     }
 
-    fn members(&self) -> MutexGuard<'_, Vec<Sender<Delivery>>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Under one lock, so that all members see one order.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn begin(&mut self, target: &Target) -> Arc<str> {
+        self.epochs += 1;
+        let epoch: Arc<str> = format!("memory-{}", self.epochs).into();
+        let log = Log { epoch: Arc::clone(&epoch), messages: VecDeque::new(), seq: 0 };
+        self.logs.insert(target.clone(), log);
+        epoch
+    }
+
+    fn log(&mut self, target: &Target) -> &mut Log {
+        if !self.logs.contains_key(target) {
+            self.begin(target);
+        }
+        self.logs.get_mut(target).unwrap()
     }
 }
 
@@ -48,7 +82,8 @@ pub struct MemoryPubSub {
 
 struct Life {
     /// Our own place among the members.
-    own: Sender<Delivery>,
+    own: Sender<Incoming>,
+    ticket: u64,
     ended: Receiver<Infallible>,
 }
 
@@ -57,22 +92,24 @@ impl MemoryPubSub {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn own(&self) -> Option<Sender<Incoming>> {
+        self.life().as_ref().map(|life| life.own.clone())
+    }
+
     fn try_publish(&self, outgoing: Outgoing) -> Result<(), DropReason> {
-        let own = match &*self.life() {
-            Some(life) => life.own.clone(),
-            None => return Err(DropReason::Disconnected),
-        };
+        let own = self.own().ok_or(DropReason::Disconnected)?;
         if matches!(outgoing.target, Target::Admins | Target::Seller(_)) {
             return Err(DropReason::NotPublishable);
         }
         let draft = Draft::object(&[&outgoing.members]);
         let delivery = Delivery { target: outgoing.target, draft };
         let mut all = Ok(());
-        // Under the lock, so that all members see one order.
-        let members = self.broker.members();
-        for member in members.iter().filter(|member| !member.same_channel(&own)) {
-            if member.try_send(delivery.clone()).is_err() {
+        let state = self.broker.state();
+        for member in state.members.iter().filter(|member| !member.same_channel(&own)) {
+            if member.len() >= QUEUE_MESSAGES {
                 all = Err(DropReason::QueueFull);
+            } else {
+                let _ = member.send(Incoming::Message(delivery.clone()));
             }
         }
         all
@@ -91,30 +128,33 @@ impl PubSub for MemoryPubSub {
         result
     }
 
-    fn start(&self, mut handler: Handler) -> io::Result<()> {
+    fn start(&self, handler: Handler) -> io::Result<()> {
         let mut life = self.life();
         if life.is_some() {
             let text = "the bridge was started before";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
-        let (own, messages) = bounded(QUEUE_MESSAGES);
+        let (own, messages) = unbounded();
         let (alive, ended) = bounded(0);
         let counters = Arc::clone(&self.counters);
         self.threads.spawn("memory-sub", move || {
             let _alive = alive;
-            if handler(Incoming::BrokenOff).is_break() {
-                return;
-            }
-            for delivery in messages {
-                counters.received.inc();
-                if handler(Incoming::Message(delivery)).is_break() {
+            for incoming in [Incoming::BrokenOff, Incoming::Back].into_iter().chain(messages) {
+                if matches!(incoming, Incoming::Message(_) | Incoming::Logged(_)) {
+                    counters.received.inc();
+                }
+                if handler(incoming).is_break() {
                     break;
                 }
             }
         })?;
-        self.broker.members().push(own.clone());
-        *life = Some(Life { own, ended });
+        self.broker.state().members.push(own.clone());
+        *life = Some(Life { own, ticket: 0, ended });
         Ok(())
+    }
+
+    fn ordered_log(&self) -> Option<&dyn OrderedLog> {
+        Some(self)
     }
 
     fn state(&self) -> BridgeState {
@@ -126,14 +166,93 @@ impl PubSub for MemoryPubSub {
     }
 
     fn close(&self, deadline: Instant) -> Result<(), NotClosed> {
-        let Some(Life { own, ended }) = self.life().take() else { return Ok(()) };
-        self.broker.members().retain(|member| !member.same_channel(&own));
+        let Some(Life { own, ended, .. }) = self.life().take() else { return Ok(()) };
+        self.broker.state().members.retain(|member| !member.same_channel(&own));
         let queued = own.len();
         drop(own);
         match ended.recv_deadline(deadline) {
             Err(RecvTimeoutError::Timeout) => Err(NotClosed { queued }),
             Err(RecvTimeoutError::Disconnected) => Ok(()),
             Ok(never) => match never {},
+        }
+    }
+}
+
+/// It never loses anything, and is never away.
+impl OrderedLog for MemoryPubSub {
+    fn append(&self, outgoing: Outgoing) -> Result<u64, DropReason> {
+        let mut life = self.life();
+        let life = life.as_mut().ok_or(DropReason::Disconnected)?;
+        life.ticket += 1;
+        self.counters.published.inc();
+        let draft = Draft::object(&[&outgoing.members]);
+        let mut state = self.broker.state();
+        if outgoing.target == Target::Everyone {
+            let (target, ticket) = (outgoing.target, life.ticket);
+            for member in &state.members {
+                let is_own = member.same_channel(&life.own);
+                let delivery = Delivery { target: target.clone(), draft: draft.clone() };
+                let returned = || Incoming::Returned { target: target.clone(), ticket };
+                let incoming = if is_own { returned() } else { Incoming::Message(delivery) };
+                let _ = member.send(incoming);
+            }
+            return Ok(ticket);
+        }
+        let log = state.log(&outgoing.target);
+        log.seq += 1;
+        let position = Position { epoch: Arc::clone(&log.epoch), seq: log.seq };
+        let logged = Logged { target: outgoing.target, position, ticket: None, draft };
+        log.messages.push_back((Instant::now(), logged.clone()));
+        while log.messages.len() > KEPT {
+            log.messages.pop_front();
+        }
+        for member in &state.members {
+            let ticket = member.same_channel(&life.own).then_some(life.ticket);
+            let _ = member.send(Incoming::Logged(Logged { ticket, ..logged.clone() }));
+        }
+        Ok(life.ticket)
+    }
+
+    fn read(&self, reading: Reading) {
+        let Some(own) = self.own() else { return };
+        let Reading { number: reading, target, since, from_start } = reading;
+        let mut state = self.broker.state();
+        let log = state.log(&target);
+        let first = match since {
+            Some(since) if since.epoch == log.epoch => since.seq + 1,
+            _ if from_start => 0,
+            _ => u64::MAX,
+        };
+        let wanted = log.messages.iter().filter(|(_, logged)| logged.position.seq >= first);
+        let messages = wanted.map(|(at, logged)| KeptMessage {
+            seq: logged.position.seq,
+            age: at.elapsed(),
+            ticket: None,
+            draft: logged.draft.clone(),
+        });
+        let position = Position { epoch: Arc::clone(&log.epoch), seq: log.seq };
+        let answer = Ok(Answer { position, messages: messages.collect() });
+        let _ = own.send(Incoming::Marked { target: target.clone(), reading });
+        let _ = own.send(Incoming::Answer { target, reading, answer });
+    }
+
+    fn renew(&self, target: Option<Target>, renewal: u64) {
+        let Some(own) = self.own() else { return };
+        let mut state = self.broker.state();
+        let all: Vec<_> = match &target {
+            Some(target) => vec![target.clone()],
+            None => state.logs.keys().cloned().collect(),
+        };
+        for target in all {
+            let epoch = state.begin(&target);
+            for member in &state.members {
+                let renewal = member.same_channel(&own).then_some(renewal);
+                let (target, epoch) = (target.clone(), Arc::clone(&epoch));
+                let _ = member.send(Incoming::Renewed { target, epoch, renewal });
+            }
+        }
+        if target.is_none() {
+            let _ = own.send(Incoming::AllRenewed(renewal));
         }
     }
 }
@@ -152,7 +271,7 @@ mod tests {
         let pubsub = broker.connect(Threads::default());
         let (sender, received) = bounded(QUEUE_MESSAGES);
         pubsub
-            .start(Box::new(move |incoming| {
+            .start(Arc::new(move |incoming| {
                 if let Incoming::Message(delivery) = incoming {
                     let frame = delivery.draft.complete(None).frame;
                     let _ = sender.send(String::from_utf8(frame_payload(&frame).to_vec()).unwrap());

@@ -23,11 +23,24 @@ impl Redis {
 
     /// With more arguments, such as `--requirepass x`.
     pub fn with(arguments: &[&str]) -> Self {
-        Self::at(free_port(), arguments)
+        // Another test may have got the port meanwhile.
+        for _ in 0..5 {
+            let mut redis = Self::spawned(free_port(), arguments);
+            if redis.wait_until_it_listens() {
+                return redis;
+            }
+        }
+        panic!("no port for a redis-server");
     }
 
     /// On this port, which is free.
     pub fn at(port: u16, arguments: &[&str]) -> Self {
+        let mut redis = Self::spawned(port, arguments);
+        assert!(redis.wait_until_it_listens(), "port {port} is taken");
+        redis
+    }
+
+    fn spawned(port: u16, arguments: &[&str]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("realtime_service-test-{}-{number}", std::process::id());
@@ -35,9 +48,7 @@ impl Redis {
         std::fs::create_dir_all(&dir).unwrap();
         let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let child = Self::spawn(port, &dir, &arguments);
-        let redis = Self { child, port, dir, arguments };
-        redis.wait_until_it_listens();
-        redis
+        Self { child, port, dir, arguments }
     }
 
     fn spawn(port: u16, dir: &Path, arguments: &[String]) -> Child {
@@ -51,8 +62,16 @@ impl Redis {
             .expect("redis-server is installed")
     }
 
-    fn wait_until_it_listens(&self) {
-        until("redis-server listens", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+    /// Whether it does, rather than having ended as its port is taken.
+    fn wait_until_it_listens(&mut self) -> bool {
+        let mut has_ended = false;
+        until("redis-server listens", || {
+            has_ended = self.child.try_wait().unwrap().is_some();
+            has_ended || TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        });
+        // Who listens there may be another one.
+        has_ended = has_ended || self.child.try_wait().unwrap().is_some();
+        !has_ended
     }
 
     /// `host:port`.
@@ -74,7 +93,7 @@ impl Redis {
     /// Starts it again on the same port.
     pub fn start_again(&mut self) {
         self.child = Self::spawn(self.port, &self.dir, &self.arguments);
-        self.wait_until_it_listens();
+        assert!(self.wait_until_it_listens(), "port {} is taken", self.port);
     }
 
     /// A connection of the test's own.

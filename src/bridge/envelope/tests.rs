@@ -13,12 +13,59 @@ fn wrapped(origin: Envelope, members: &str) -> String {
     String::from_utf8(origin.wrap(members.as_bytes())).unwrap()
 }
 
+/// Origin, epoch and number, and members.
+type Parts<'a> = (Envelope, Option<(String, u64)>, &'a str);
+
+fn unwrapped(text: &str) -> Option<Parts<'_>> {
+    let Unwrapped { origin, numbering, members } = Envelope::unwrap(text)?;
+    let position = match numbering {
+        Numbering::None => None,
+        Numbering::Position(at) => Some((at.epoch.to_string(), at.seq)),
+        Numbering::Refused => Some((String::new(), 0)),
+    };
+    Some((origin, position, members))
+}
+
 #[test]
 fn the_member_goes_in_front_and_comes_off_again() {
     let wire = format!(r#"{{"origin":"{ID}:7","a":1}}"#);
     assert_eq!(wrapped(origin(7), r#""a":1}"#), wire);
-    assert_eq!(Envelope::unwrap(&wire), Some((origin(7), r#""a":1}"#)));
+    assert_eq!(unwrapped(&wire), Some((origin(7), None, r#""a":1}"#)));
     assert!(origin(u64::MAX).wrap(b"}").len() < ENVELOPE_BYTES);
+}
+
+#[test]
+fn the_place_in_a_log_comes_off_too() {
+    let wire = format!(r#"{{"origin":"{ID}:7","log":"a1-2:3","a":1}}"#);
+    assert_eq!(unwrapped(&wire), Some((origin(7), Some(("a1-2".to_owned(), 3)), r#""a":1}"#)));
+    let later = format!(r#"{{"origin":"{ID}:7","a":1,"log":"a:1"}}"#);
+    assert_eq!(unwrapped(&later), Some((origin(7), None, r#""a":1,"log":"a:1"}"#)));
+    let refused = String::from_utf8(origin(7).wrap_refused(br#""a":1}"#)).unwrap();
+    assert_eq!(refused, format!(r#"{{"origin":"{ID}:7","log":"","a":1}}"#));
+    assert_eq!(unwrapped(&refused), Some((origin(7), Some((String::new(), 0)), r#""a":1}"#)));
+    let long = "x".repeat(65);
+    for log in [
+        "5",
+        "\"a\"",
+        "\":1\"",
+        "\"a:\"",
+        "\"a:0\"",
+        "\"a:01\"",
+        "\"a:-1\"",
+        "\"a:b:1\"",
+        "\"a b:1\"",
+        "\"a:1\" ",
+        "\"a:18446744073709551616\"",
+        "\"a:1",
+        "\"\\u0061:1\"",
+        &format!("\"{long}:1\""),
+    ] {
+        let wire = format!(r#"{{"origin":"{ID}:7","log":{log},"a":1}}"#);
+        assert_eq!(unwrapped(&wire), None, "{log}");
+    }
+    for end in ["", "}", ",}"] {
+        assert_eq!(unwrapped(&format!(r#"{{"origin":"{ID}:7","log":"a:1"{end}"#)), None, "{end}");
+    }
 }
 
 #[test]
@@ -80,7 +127,7 @@ proptest! {
     ) {
         let origin = Envelope { instance: Uuid::from_u128(instance), number };
         let wire = wrapped(origin, &members);
-        prop_assert_eq!(Envelope::unwrap(&wire), Some((origin, &*members)));
+        prop_assert_eq!(unwrapped(&wire), Some((origin, None, &*members)));
     }
 
     #[test]
@@ -91,7 +138,8 @@ proptest! {
         let wire = wrapped(origin, r#""a":1}"#);
         let changed: String =
             wire.chars().enumerate().map(|(i, c)| if i == at { wrong } else { c }).collect();
-        if let Some((origin, members)) = Envelope::unwrap(&changed) {
+        if let Some((origin, position, members)) = unwrapped(&changed) {
+            prop_assert_eq!(position, None);
             prop_assert_eq!(wrapped(origin, members), changed);
         }
     }

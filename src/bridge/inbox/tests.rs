@@ -10,7 +10,7 @@ struct Fixture(Inbox, ChannelNames);
 impl Fixture {
     fn new() -> Self {
         let own = Uuid::from_u128(5);
-        Self(Inbox::new(own), ChannelNames::new("", own))
+        Self(Inbox::new(own, true), ChannelNames::new("", own))
     }
 
     fn read(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> Inbound {
@@ -19,7 +19,7 @@ impl Fixture {
 
     fn delivered(&mut self, channel: &str, payload: impl AsRef<[u8]>) -> (Target, String) {
         match self.read(channel, payload) {
-            Inbound::Deliver(d) => (
+            Inbound::Deliver(Incoming::Message(d)) => (
                 d.target,
                 String::from_utf8(frame_payload(&d.draft.complete(None).frame).to_vec()).unwrap(),
             ),
@@ -48,8 +48,68 @@ fn messages_of_other_instances_are_unwrapped_once_and_in_order() {
     assert_eq!(f.dropped("ws:room:order-1", &first), DropReason::Repeated);
     assert_eq!(f.delivered("ws:broadcast", &third), (Target::Everyone, r#"{"a":3}"#.into()));
     assert_eq!(f.dropped("ws:user:5", wire(OTHER, 2, r#"{"a":2}"#)), DropReason::Repeated);
+    // Our own is back, unless nobody waits for it.
     let own = wire(f.0.instance, 9, r#"{"a":9}"#);
-    assert!(matches!(f.read("ws:room:order-1", own), Inbound::Own));
+    let Inbound::Deliver(Incoming::Returned { target, ticket }) = f.read("ws:broadcast", &own)
+    else {
+        panic!("not returned")
+    };
+    assert_eq!((target, ticket), (Target::Everyone, 9));
+    f.0 = Inbox::new(f.0.instance, false);
+    assert!(matches!(f.read("ws:broadcast", own), Inbound::Own));
+}
+
+#[test]
+fn numbered_messages_are_handed_on_whoever_published_them() {
+    let mut f = Fixture::new();
+    let own = f.0.instance;
+    for (instance, ticket) in [(OTHER, None), (own, Some(4)), (OTHER, None)] {
+        let wire = format!(r#"{{"origin":"{instance}:4","log":"e-1:7","a":1}}"#);
+        let Inbound::Deliver(Incoming::Logged(logged)) = f.read("ws:user:5", &wire) else {
+            panic!("not logged")
+        };
+        assert_eq!(logged.target, Target::User(Id::parse("5").unwrap()));
+        assert_eq!((&*logged.position.epoch, logged.position.seq), ("e-1", 7));
+        assert_eq!(logged.ticket, ticket);
+        assert_eq!(frame_payload(&logged.draft.complete(None).frame), r#"{"a":1}"#);
+    }
+    // An instance without a log takes them as messages like any other.
+    f.0 = Inbox::new(own, false);
+    let wire = format!(r#"{{"origin":"{OTHER}:4","log":"e-1:7","a":1}}"#);
+    assert_eq!(f.delivered("ws:user:5", &wire).1, r#"{"a":1}"#);
+    assert_eq!(f.dropped("ws:user:5", &wire), DropReason::Repeated);
+}
+
+#[test]
+fn notices_and_marks_are_read() {
+    let mut f = Fixture::new();
+    let own = f.0.instance;
+    let room = Target::Room(Room::parse("a:b").unwrap());
+    for (text, expected) in [
+        ("e-1".to_owned(), None),
+        (format!("e-1 {OTHER}:3"), None),
+        (format!("e-1 {own}:3"), Some(3)),
+    ] {
+        match f.read("ws:log:room:a:b", &text) {
+            Inbound::Deliver(Incoming::Renewed { target, epoch, renewal }) => {
+                assert_eq!((target, &*epoch, renewal), (room.clone(), "e-1", expected));
+            }
+            other => panic!("not renewed: {other:?}"),
+        }
+    }
+    for text in ["", " x", "e:1", "e\n", "é"] {
+        assert_eq!(f.dropped("ws:log:room:a", text), DropReason::BadChannel, "{text}");
+    }
+    let mark = f.1.mark().to_owned();
+    match f.read(&mark, "12 room:a:b") {
+        Inbound::Deliver(Incoming::Marked { target, reading }) => {
+            assert_eq!((target, reading), (room, 12));
+        }
+        other => panic!("no mark: {other:?}"),
+    }
+    for text in ["", "12", "x room:a", "12 room:", "12 a", "-1 room:a"] {
+        assert_eq!(f.dropped(&mark, text), DropReason::BadChannel, "{text}");
+    }
 }
 
 #[test]

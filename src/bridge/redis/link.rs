@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::SessionError;
 
@@ -9,6 +10,8 @@ use super::SessionError;
 #[derive(Debug)]
 pub(super) struct Link {
     address: String,
+    /// What it means for messages when it is down.
+    without: &'static str,
     connected: AtomicBool,
     sides: Mutex<Sides>,
 }
@@ -18,6 +21,8 @@ struct Sides {
     publisher: bool,
     /// A probe has come back, from the current publisher through the current subscription.
     proved: bool,
+    /// Since when there is no subscription that was proved; `None` while there is one, or never was.
+    lost: Option<Instant>,
     /// What was logged last; `None` at first.
     told: Option<Told>,
 }
@@ -32,9 +37,14 @@ enum Told {
 }
 
 impl Link {
-    /// A link to this address, not connected.
-    pub(super) fn new(address: String) -> Self {
-        Self { address, connected: AtomicBool::new(false), sides: Mutex::default() }
+    /// A link to this address, not connected; with a log, messages have no numbers while it is down.
+    pub(super) fn new(address: String, has_log: bool) -> Self {
+        let without = if has_log {
+            "messages stay on this instance and get no numbers"
+        } else {
+            "messages stay on this instance"
+        };
+        Self { address, without, connected: AtomicBool::new(false), sides: Mutex::default() }
     }
 
     /// Whether messages flow both ways.
@@ -49,11 +59,19 @@ impl Link {
         self.tell_if_up(&mut sides);
     }
 
-    /// A probe has come back.
-    pub(super) fn probe_returned(&self) {
+    /// A probe has come back. Whether messages flow both ways only from now on.
+    pub(super) fn probe_returned(&self) -> bool {
         let mut sides = self.sides();
         sides.proved = true;
+        sides.lost = None;
+        let was_connected = self.is_connected();
         self.tell_if_up(&mut sides);
+        self.is_connected() && !was_connected
+    }
+
+    /// Since when the subscription is lost.
+    pub(super) fn subscription_lost(&self) -> Option<Instant> {
+        self.sides().lost
     }
 
     /// The publisher has lost its connection, or could not connect; the reason is `None` when it was
@@ -70,6 +88,7 @@ impl Link {
     pub(super) fn subscriber_down(&self, reason: Option<&SessionError>) {
         let mut sides = self.sides();
         sides.proved = false;
+        sides.lost.get_or_insert_with(Instant::now);
         self.tell_down(&mut sides, "subscriber", reason);
     }
 
@@ -102,7 +121,7 @@ impl Link {
         };
         if is_news {
             sides.told = Some(now);
-            log::warn!(redis, side, reason:%; "redis is disconnected, messages stay on this instance");
+            log::warn!(redis, side, reason:%; "redis is disconnected, {}", self.without);
         } else {
             log::debug!(redis, side, reason:%; "redis is still disconnected");
         }
@@ -115,19 +134,19 @@ mod tests {
 
     #[test]
     fn it_is_connected_only_while_both_sides_are() {
-        let link = Link::new("localhost:1".into());
+        let link = Link::new("localhost:1".into(), true);
         let mut states = Vec::new();
         let mut then = |step: &dyn Fn(&Link)| {
             step(&link);
             states.push(link.is_connected());
         };
-        then(&|l| l.probe_returned());
+        then(&|l| _ = l.probe_returned());
         then(&|l| l.publisher_up());
         then(&|l| l.subscriber_down(Some(&SessionError::NoProbe)));
-        then(&|l| l.probe_returned());
+        then(&|l| _ = l.probe_returned());
         then(&|l| l.publisher_down(Some(&SessionError::NoProbe)));
         then(&|l| l.publisher_up());
-        then(&|l| l.probe_returned());
+        then(&|l| _ = l.probe_returned());
         then(&|l| l.publisher_down(None));
         assert_eq!(states, [false, true, false, true, false, false, true, false]);
     }

@@ -7,12 +7,14 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, select};
 use redis::{Cmd, Connection, RedisError, Value, cmd};
 
-use super::{PROBE_INTERVAL, SessionError, Shared, StopSignal, Throttle, describe};
+use super::script::{By, LogScript, is_forgotten};
+use super::{GRACE, PROBE_INTERVAL, SessionError, Shared, StopSignal, Throttle, describe};
 use crate::bridge::backoff::Backoff;
 use crate::bridge::envelope::Envelope;
-use crate::bridge::queue::QueueReceiver;
-use crate::bridge::{DropReason, Outgoing};
+use crate::bridge::queue::{QueueReceiver, Queued};
+use crate::bridge::{DropReason, Handler, Incoming};
 use crate::config::MIB;
+use crate::protocol::Target;
 
 /// Most messages in one pipeline.
 const BATCH_MESSAGES: usize = 512;
@@ -21,12 +23,15 @@ const BATCH_BYTES: usize = MIB;
 
 pub(super) struct Publisher {
     shared: Arc<Shared>,
+    handler: Handler,
     receiver: QueueReceiver,
     probe_asked: Receiver<()>,
     stopped: StopSignal,
     backoff: Backoff,
-    /// Number of the last message. Numbers are given in the order of sending, and never twice.
-    number: u64,
+    /// Of the current connection, with an ordered log.
+    script: Option<LogScript>,
+    /// Whether appends are taken: [`Incoming::Back`] was told, and not [`Incoming::Away`] since.
+    is_back: bool,
     /// Number of the last probe.
     probe: u64,
     probe_due: Instant,
@@ -35,28 +40,38 @@ pub(super) struct Publisher {
 }
 
 /// Commands that are sent at once.
-#[derive(Default)]
 struct Pipeline {
     commands: Vec<u8>,
-    messages: usize,
+    by: By,
+    /// What the commands publish, one each.
+    messages: Vec<Queued>,
     /// The last two commands are `ROLE` and the probe with this number.
     probe: Option<u64>,
+}
+
+impl Pipeline {
+    fn new(by: By) -> Self {
+        Self { commands: Vec::new(), by, messages: Vec::new(), probe: None }
+    }
 }
 
 impl Publisher {
     pub(super) fn new(
         shared: &Arc<Shared>,
+        handler: Handler,
         receiver: QueueReceiver,
         probe_asked: Receiver<()>,
         stopped: StopSignal,
     ) -> Self {
         Self {
             shared: Arc::clone(shared),
+            handler,
             receiver,
             probe_asked,
             stopped,
             backoff: Backoff::default(),
-            number: 0,
+            script: None,
+            is_back: false,
             probe: 0,
             probe_due: Instant::now(),
             was_connected: false,
@@ -68,10 +83,19 @@ impl Publisher {
     pub(super) fn run(mut self) {
         loop {
             let end = self.session();
-            self.shared.queue.set_connected(false);
+            // In this order: what is taken still, is drained; what is drained, is given up.
+            self.shared.queue.disconnect();
             self.drop_queued();
+            if end.is_err() {
+                self.shared.count_loss();
+                self.away();
+            }
             self.shared.link.publisher_down(end.as_ref().err());
-            if end.is_ok() || self.stopped.wait(self.backoff.next()) {
+            if end.is_ok() {
+                break;
+            }
+            if self.stopped.wait(self.backoff.next()) {
+                self.shared.last_probe.store(0, Ordering::Release);
                 break;
             }
         }
@@ -81,7 +105,9 @@ impl Publisher {
     fn session(&mut self) -> Result<(), SessionError> {
         let generation = self.shared.generation();
         let mut connection = self.shared.connect()?;
-        self.drop_queued();
+        if self.shared.has_log() {
+            self.script = Some(LogScript::load(&self.shared, &mut connection)?);
+        }
         self.probe_due = Instant::now();
         // A TCP connection alone says little: only an answer shows that Redis is there.
         let first = self.pipeline(None);
@@ -90,17 +116,20 @@ impl Publisher {
         loop {
             // Read before the queue is: what was queued before the stop is then still sent.
             let stopping = self.stopped.is_set();
+            if self.shared.has_log() {
+                self.watch();
+            }
             let first = if stopping { None } else { self.wait() };
             // What was taken from the queue is sent all the same.
             if first.is_none() && self.shared.generation() != generation {
                 return Err(SessionError::Renewed);
             }
             let pipeline = self.pipeline(first);
-            let idle = pipeline.messages == 0;
+            let idle = pipeline.messages.is_empty();
             let sent = self.send(&mut connection, pipeline);
             if matches!(sent, Err(SessionError::Replica)) {
                 // It was the master when we connected: the subscriber is to leave it too.
-                self.shared.renew_both();
+                self.shared.renew_all();
             }
             sent?;
             if stopping && idle {
@@ -110,9 +139,10 @@ impl Publisher {
                 return Err(SessionError::Renewed);
             }
         }
-        // A last probe wakes the subscriber, which then ends at once.
+        // A last probe wakes the subscriber, which then ends: all that came before it is there.
         self.probe_due = Instant::now();
         let last = self.pipeline(None);
+        self.shared.last_probe.store(self.probe, Ordering::Release);
         self.send(&mut connection, last)
     }
 
@@ -121,13 +151,42 @@ impl Publisher {
         if std::mem::replace(&mut self.was_connected, true) {
             self.shared.counters.reconnects.inc();
         }
-        self.shared.queue.set_connected(true);
+        self.shared.queue.connect();
         self.shared.link.publisher_up();
     }
 
-    /// Waits until there is a message, the next probe is due, or it is stopped.
-    fn wait(&mut self) -> Option<Outgoing> {
-        let pause = self.probe_due.saturating_duration_since(Instant::now());
+    /// Tells the hub when what it appends comes back, and when it does not any more. Only this thread does,
+    /// so the two never overtake each other.
+    fn watch(&mut self) {
+        if self.is_back {
+            if self.give_up_at().is_some_and(|at| at <= Instant::now()) {
+                self.away();
+            }
+        } else if self.shared.link.is_connected() {
+            self.is_back = true;
+            self.shared.queue.take_appends();
+            let _ = (self.handler)(Incoming::Back);
+        }
+    }
+
+    /// When the subscription has been lost for too long, if it is lost.
+    fn give_up_at(&self) -> Option<Instant> {
+        self.shared.link.subscription_lost().map(|lost| lost + GRACE)
+    }
+
+    fn away(&mut self) {
+        if std::mem::replace(&mut self.is_back, false) {
+            let last = self.shared.queue.refuse_appends();
+            let _ = (self.handler)(Incoming::Away(last));
+        }
+    }
+
+    /// Waits until there is a message, the next probe is due, the subscription has been lost for too long, or
+    /// it is stopped.
+    fn wait(&mut self) -> Option<Queued> {
+        let give_up_at = self.give_up_at().filter(|_| self.is_back);
+        let wake_at = give_up_at.map_or(self.probe_due, |at| at.min(self.probe_due));
+        let pause = wake_at.saturating_duration_since(Instant::now());
         select! {
             recv(self.receiver.messages) -> message => {
                 let message = message.ok()?;
@@ -142,13 +201,13 @@ impl Publisher {
     }
 
     /// Takes what waits in the queue, as far as it fits, and adds a probe when one is due.
-    fn pipeline(&mut self, first: Option<Outgoing>) -> Pipeline {
-        let mut pipeline = Pipeline::default();
+    fn pipeline(&mut self, first: Option<Queued>) -> Pipeline {
+        let mut pipeline = Pipeline::new(By::Hash);
         let mut next = first.or_else(|| self.receiver.take());
-        while let Some(outgoing) = next {
-            self.push(&mut pipeline, &outgoing);
+        while let Some(queued) = next {
+            self.push(&mut pipeline, queued);
             let full =
-                pipeline.messages >= BATCH_MESSAGES || pipeline.commands.len() >= BATCH_BYTES;
+                pipeline.messages.len() >= BATCH_MESSAGES || pipeline.commands.len() >= BATCH_BYTES;
             next = if full { None } else { self.receiver.take() };
         }
         let now = Instant::now();
@@ -163,36 +222,58 @@ impl Publisher {
         pipeline
     }
 
-    fn push(&mut self, pipeline: &mut Pipeline, outgoing: &Outgoing) {
-        let origin = Envelope { instance: self.shared.instance, number: self.number + 1 };
-        let channel = self.shared.channels.of(&outgoing.target);
-        // Cannot fail: the queue has checked it.
-        let Some(channel) = channel else {
-            return self.shared.counters.dropped.add(DropReason::NotPublishable, 1);
+    fn push(&self, pipeline: &mut Pipeline, queued: Queued) {
+        let commands = &mut pipeline.commands;
+        let is_numbered = queued.is_append && queued.outgoing.target != Target::Everyone;
+        let written = if is_numbered {
+            self.script.as_ref().and_then(|script| script.append(pipeline.by, &queued, commands))
+        } else {
+            self.publish(&queued, commands)
         };
-        let message = origin.wrap(&outgoing.members);
-        self.number += 1;
-        pipeline.messages += 1;
-        publish(&channel, &message, &mut pipeline.commands);
+        // Cannot fail: the queue has checked it.
+        match written {
+            Some(()) => pipeline.messages.push(queued),
+            None => self.shared.counters.dropped.add(DropReason::NotPublishable, 1),
+        }
+    }
+
+    fn publish(&self, queued: &Queued, commands: &mut Vec<u8>) -> Option<()> {
+        let channel = self.shared.channels.of(&queued.outgoing.target)?;
+        let origin = Envelope { instance: self.shared.instance, number: queued.number };
+        // With a log, what is for a room or a user is published so only when Redis has refused it a number.
+        let is_refused = self.shared.has_log() && queued.outgoing.target != Target::Everyone;
+        let members = &queued.outgoing.members;
+        let wrapped = if is_refused { origin.wrap_refused(members) } else { origin.wrap(members) };
+        publish(&channel, &wrapped, commands);
+        Some(())
     }
 
     /// Sends a pipeline and reads the answers. Messages without an answer count as lost.
     fn send(
         &mut self,
         connection: &mut Connection,
-        pipeline: Pipeline,
+        mut pipeline: Pipeline,
     ) -> Result<(), SessionError> {
         if pipeline.commands.is_empty() {
             return Ok(());
         }
-        let mut answered = 0;
+        let by = pipeline.by;
+        let mut forgotten = Vec::new();
+        let mut messages = std::mem::take(&mut pipeline.messages).into_iter();
         let sent = connection
             .send_packed_command(&pipeline.commands)
             .map_err(SessionError::from)
-            .and_then(|()| self.read_answers(connection, &pipeline, &mut answered));
-        let lost = pipeline.messages.saturating_sub(answered);
-        self.shared.counters.dropped.add(DropReason::Lost, lost as u64);
-        sent
+            .and_then(|()| self.read_answers(connection, by, &mut messages, &mut forgotten))
+            .and_then(|()| self.read_probe(connection, pipeline.probe));
+        if sent.is_err() {
+            let lost = messages.len() + forgotten.len();
+            self.shared.counters.dropped.add(DropReason::Lost, lost as u64);
+        }
+        sent?;
+        // Redis has done nothing with these: they are not sent twice.
+        let mut again = Pipeline::new(By::Text);
+        forgotten.into_iter().for_each(|queued| self.push(&mut again, queued));
+        self.send(connection, again)
     }
 
     /// Reads by hand: the crate's own pipeline goes on after a timeout, and waits a second for each of the
@@ -200,20 +281,45 @@ impl Publisher {
     fn read_answers(
         &mut self,
         connection: &mut Connection,
-        pipeline: &Pipeline,
-        answered: &mut usize,
+        by: By,
+        messages: &mut std::vec::IntoIter<Queued>,
+        forgotten: &mut Vec<Queued>,
     ) -> Result<(), SessionError> {
-        while *answered < pipeline.messages {
+        while messages.len() > 0 {
             let answer = connection.recv_response()?;
-            *answered += 1;
-            match answer {
-                Value::ServerError(error) => self.refused(&error.into()),
-                _ => {
-                    self.shared.counters.published.inc();
+            let Some(queued) = messages.next() else { break };
+            if by == By::Hash && is_forgotten(&answer) {
+                forgotten.push(queued);
+            } else {
+                self.answered(&queued, answer);
+            }
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, queued: &Queued, answer: Value) {
+        match answer {
+            Value::ServerError(error) => {
+                self.refused(&error.into());
+                if queued.is_append {
+                    let _ = (self.handler)(Incoming::Refused(queued.number));
+                }
+            }
+            _ => {
+                self.shared.counters.published.inc();
+                if queued.is_append {
+                    self.shared.confirmed_ticket.fetch_max(queued.number, Ordering::AcqRel);
                 }
             }
         }
-        let Some(probe) = pipeline.probe else { return Ok(()) };
+    }
+
+    fn read_probe(
+        &self,
+        connection: &mut Connection,
+        probe: Option<u64>,
+    ) -> Result<(), SessionError> {
+        let Some(probe) = probe else { return Ok(()) };
         let role = connection.recv_response()?;
         match connection.recv_response()? {
             Value::ServerError(error) => Err(RedisError::from(error).into()),

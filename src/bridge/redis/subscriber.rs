@@ -3,16 +3,19 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use redis::{Connection, Msg, RedisError, Value, cmd};
 
-use super::{MISSING_PROBES, PING_AFTER, SessionError, Shared, StopSignal, Throttle, describe};
+use super::{PING_AFTER, SessionError, Shared, StopSignal, TIMEOUT, Throttle, describe};
 use crate::bridge::backoff::Backoff;
 use crate::bridge::inbox::{Inbound, Inbox};
-use crate::bridge::{DropReason, Handler, Incoming};
+use crate::bridge::{DropReason, Handler, Incoming, Logged};
 use crate::runtime::count::Kind;
 
+/// Longest wait for a message. What Redis had confirmed before such a wait began, it has also sent.
+const SLICE: Duration = Duration::from_millis(500);
 /// Probes that may be missing while other messages come: they may only stand behind those.
 const MISSING_PROBES_UNDER_LOAD: u64 = 10;
 /// Longest wait for the answer when a subscription is left; Redis may be dead.
@@ -34,6 +37,8 @@ pub(super) struct Subscriber {
 struct Proof {
     /// Number of the last probe that came back; at first, of the last one before the subscription.
     probe: u64,
+    /// Highest ticket that came back; at first, of the last append before the subscription.
+    ticket: u64,
     /// When anything was last heard.
     heard: Instant,
     /// The generation of the connection.
@@ -43,7 +48,7 @@ struct Proof {
 impl Subscriber {
     pub(super) fn new(shared: &Arc<Shared>, handler: Handler, stopped: StopSignal) -> Self {
         Self {
-            inbox: Inbox::new(shared.instance),
+            inbox: Inbox::new(shared.instance, shared.has_log()),
             shared: Arc::clone(shared),
             handler,
             stopped,
@@ -57,9 +62,15 @@ impl Subscriber {
     pub(super) fn run(mut self) {
         loop {
             let end = self.session();
+            if end.is_err() {
+                self.shared.count_loss();
+            }
             self.shared.link.subscriber_down(end.as_ref().err());
             if matches!(end, Err(SessionError::NoProbe)) {
-                self.shared.renew_both();
+                self.shared.renew_all();
+            } else if self.shared.has_log() {
+                // It watches over how long the subscription is lost.
+                self.shared.wake_publisher();
             }
             if end.is_ok() || self.stopped.wait(self.backoff.next()) {
                 break;
@@ -90,7 +101,8 @@ impl Subscriber {
     /// Subscribes by hand, since `PubSub::psubscribe` takes a refusal for a success. Redis confirms each
     /// pattern; `get_message` skips the confirmations after the first.
     fn subscribe(&self, connection: &mut Connection) -> Result<(), SessionError> {
-        let command = cmd("PSUBSCRIBE").arg(&self.shared.channels.patterns()).get_packed_command();
+        let patterns = self.shared.channels.patterns(self.shared.has_log());
+        let command = cmd("PSUBSCRIBE").arg(&patterns).get_packed_command();
         connection.send_packed_command(&command)?;
         match connection.recv_response()? {
             Value::ServerError(error) => Err(SessionError::Refused(describe(&error.into()))),
@@ -103,13 +115,19 @@ impl Subscriber {
         subscription: &mut redis::PubSub<'_>,
         generation: u64,
     ) -> Result<(), SessionError> {
-        let mut proof =
-            Proof { probe: self.shared.confirmed_probe(), heard: Instant::now(), generation };
-        let _ = self.shared.probe_now.try_send(());
-        while !self.stopped.is_set() {
+        subscription.set_read_timeout(Some(SLICE))?;
+        let mut proof = Proof {
+            probe: self.shared.confirmed_probe(),
+            ticket: self.shared.confirmed_ticket(),
+            heard: Instant::now(),
+            generation,
+        };
+        self.shared.wake_publisher();
+        while !self.has_ended(&proof) {
             if self.shared.generation() != proof.generation {
                 return Err(SessionError::Renewed);
             }
+            let confirmed = (self.shared.confirmed_probe(), self.shared.confirmed_ticket());
             match subscription.get_message() {
                 Ok(message) => {
                     proof.heard = Instant::now();
@@ -120,7 +138,15 @@ impl Subscriber {
                         return Err(SessionError::NoProbe);
                     }
                 }
-                Err(error) if error.is_timeout() => self.check(subscription, &mut proof)?,
+                Err(error) if error.is_timeout() => {
+                    if self.stopped.is_set() {
+                        break;
+                    }
+                    if confirmed.0 > proof.probe || confirmed.1 > proof.ticket {
+                        return Err(SessionError::NoProbe);
+                    }
+                    ping_if_silent(subscription, &mut proof)?;
+                }
                 Err(error) if is_interrupted(&error) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -128,16 +154,35 @@ impl Subscriber {
         Ok(())
     }
 
+    /// Whether nothing is awaited any more: it is stopped, and what the publisher has appended is back.
+    fn has_ended(&self, proof: &Proof) -> bool {
+        self.stopped.is_set()
+            && (!self.shared.has_log()
+                || proof.probe >= self.shared.last_probe.load(Ordering::Acquire))
+    }
+
     fn take(&mut self, message: &Msg, proof: &mut Proof) -> ControlFlow<()> {
         let (channel, payload) = (message.get_channel_name(), message.get_payload_bytes());
         match self.inbox.read(&self.shared.channels, channel, payload) {
-            Inbound::Deliver(delivery) => {
-                self.shared.counters.received.inc();
-                return (self.handler)(Incoming::Message(delivery));
+            Inbound::Deliver(incoming) => {
+                match &incoming {
+                    Incoming::Logged(Logged { ticket: Some(ticket), .. })
+                    | Incoming::Returned { ticket, .. } => {
+                        proof.ticket = proof.ticket.max(*ticket);
+                    }
+                    Incoming::Message(_) | Incoming::Logged(_) => {
+                        self.shared.counters.received.inc();
+                    }
+                    _ => {}
+                }
+                return (self.handler)(incoming);
             }
             Inbound::Own => {}
             Inbound::Probe(number) => {
                 proof.probe = number;
+                // What was appended before this subscription comes through none. The next probe covers what
+                // this lets go by mistake.
+                proof.ticket = proof.ticket.max(self.shared.confirmed_ticket());
                 // After a renewal this connection is about to be given up, and proves nothing.
                 if self.shared.generation() == proof.generation {
                     self.proved();
@@ -150,30 +195,15 @@ impl Subscriber {
 
     fn proved(&mut self) {
         self.backoff.reset();
-        self.shared.link.probe_returned();
+        if self.shared.link.probe_returned() && self.shared.has_log() {
+            // It tells that messages flow again.
+            self.shared.wake_publisher();
+        }
     }
 
     /// Probes that were sent since the last one that came back.
     fn missing_probes(&self, proof: &Proof) -> u64 {
         self.shared.confirmed_probe().saturating_sub(proof.probe)
-    }
-
-    /// Checks that the subscription is alive, after a read that timed out.
-    fn check(
-        &mut self,
-        subscription: &mut redis::PubSub<'_>,
-        proof: &mut Proof,
-    ) -> Result<(), SessionError> {
-        if self.missing_probes(proof) >= MISSING_PROBES {
-            return Err(SessionError::NoProbe);
-        }
-        // Only needed while there is no publisher, and so no probes. A ping that times out would swallow
-        // the next message, so then the session ends.
-        if proof.heard.elapsed() >= PING_AFTER {
-            let _: Value = subscription.ping()?;
-            proof.heard = Instant::now();
-        }
-        Ok(())
     }
 
     fn dropped(&mut self, reason: DropReason, channel: &str, payload_bytes: usize) {
@@ -190,6 +220,21 @@ impl Subscriber {
             );
         }
     }
+}
+
+/// Only needed while there is no publisher, and so no probes. A ping that times out would swallow the next
+/// message, so then the session ends.
+fn ping_if_silent(
+    subscription: &mut redis::PubSub<'_>,
+    proof: &mut Proof,
+) -> Result<(), SessionError> {
+    if proof.heard.elapsed() >= PING_AFTER {
+        subscription.set_read_timeout(Some(TIMEOUT))?;
+        let _: Value = subscription.ping()?;
+        subscription.set_read_timeout(Some(SLICE))?;
+        proof.heard = Instant::now();
+    }
+    Ok(())
 }
 
 /// Whether a signal ended the read, such as when the process was stopped and continued.

@@ -3,15 +3,15 @@
 
 use super::{LogKey, Logs};
 
-/// Which of a log's two lists.
+/// Which of a log's lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ListName {
     /// Of logs with messages.
     Silent,
     /// Of logs that nobody listens to.
     Vacant,
-    /// Of all logs, in the order in which their epochs began.
-    Epoch,
+    /// Of all logs that are copies, in the order in which they were last known to be whole.
+    Age,
 }
 
 /// A log's place in a list.
@@ -20,6 +20,12 @@ pub(super) struct Links {
     is_in: bool,
     before: Option<LogKey>,
     behind: Option<LogKey>,
+}
+
+impl Links {
+    pub(super) fn is_in(self) -> bool {
+        self.is_in
+    }
 }
 
 /// One list; the log that was used longest ago is its first.
@@ -47,6 +53,22 @@ impl List {
     /// The one behind this.
     pub(super) fn behind(&self, logs: &Logs, key: LogKey) -> Option<LogKey> {
         logs.get(key)?.links(self.name).behind
+    }
+
+    /// Puts a log first, whether it was in the list or not.
+    pub(super) fn push_first(&mut self, logs: &mut Logs, key: LogKey) {
+        if self.first == Some(key) {
+            return;
+        }
+        self.remove(logs, key);
+        let links = Links { is_in: true, before: None, behind: self.first };
+        if !self.set(logs, Some(key), |own| *own = links) {
+            return;
+        }
+        self.set(logs, self.first, |first| first.before = Some(key));
+        self.first = Some(key);
+        self.last = self.last.or(Some(key));
+        self.len += 1;
     }
 
     /// Puts a log last, whether it was in the list or not.

@@ -5,7 +5,11 @@ use crate::protocol::{Id, Room, frame_payload};
 use proptest::prelude::*;
 
 fn history(limits: Limits) -> History {
-    let mut history = History::new(&Config::new("secret"));
+    of(Numbers::Hub, limits)
+}
+
+fn of(numbers: Numbers, limits: Limits) -> History {
+    let mut history = History::new(&Config::new("secret"), numbers);
     history.limits = limits;
     history
 }
@@ -136,25 +140,58 @@ fn what_a_replay_reads_does_not_go_for_its_age_but_for_everything_else() {
 }
 
 #[test]
-fn a_log_is_renewed_once_when_messages_may_be_missing() {
-    let mut history = history(limits());
-    history.say(0, "a", at(0));
-    let before = history.position_of(0, at(0));
-    assert_eq!(history.next_to_renew(), None);
+fn a_copy_is_stale_until_it_is_known_to_be_the_end() {
+    let mut history = of(Numbers::Broker, limits());
+    let position = |epoch: &str, seq| Position { epoch: epoch.into(), seq };
+    let key = history.open(&target(0), true, at(0)).unwrap();
+    assert!(history.position(key).is_none() && !history.answers(key, None));
+    assert_eq!(history.place(key, &position("a", 7)), Place::Next);
+    assert!(!history.adopt(key, &position("a", 6)));
+    history.freshen(key, at(0));
+    history.keep(key, Bytes::from("7"), at(0));
+    assert!(history.answers(key, None) && history.next_stale(at(0)).is_none());
+    // What came before is only the broker's.
+    assert!(history.answers(key, Some(&position("a", 6))));
+    assert!(!history.answers(key, Some(&position("a", 5))));
+    assert!(history.answers(key, Some(&position("b", 5))));
+    let all = (5..8).map(|n: u32| (Bytes::from(n.to_string()), at(0))).collect();
+    history.fill(key, all, at(0));
+    assert!(history.answers(key, Some(&position("a", 1))));
+    assert_eq!(history.read(key, 5).unwrap().count(), 3);
+    for (epoch, seq, place) in [
+        ("a", 7, Place::Before),
+        ("a", 8, Place::Next),
+        ("a", 9, Place::Ahead),
+        ("b", 8, Place::OtherEpoch),
+    ] {
+        assert_eq!(history.place(key, &position(epoch, seq)), place);
+    }
+    // It has the broker remember its number before that is forgotten.
+    assert!(history.next_stale(at(1800)).is_none());
+    assert_eq!(history.next_stale(at(1801)), Some(key));
     history.break_off();
-    let key = history.next_to_renew().unwrap();
-    assert!(history.renew(key) && !history.renew(key));
-    assert_eq!(history.next_to_renew(), None);
-    let after = history.position_of(0, at(0));
-    assert_eq!(after.seq, 1);
-    assert_ne!(after.epoch, before.epoch);
-    assert_eq!(history.missed(0, &before, at(0)), Err(NotRecovered::OtherEpoch));
-    assert_eq!(history.say(0, "b", at(0)), r#"{"seq":2,"text":"b"}"#);
-    assert_eq!(history.missed(0, &after, at(0)).unwrap().len(), 1);
-    let new = history.position_of(2, at(0));
-    let key = history.open(&target(2), true, at(0)).unwrap();
-    assert!(!history.renew(key));
-    assert_eq!(new.epoch, after.epoch);
+    assert!(!history.answers(key, None) && history.next_stale(at(0)) == Some(key));
+    history.freshen(key, at(0));
+    history.doubt(key);
+    assert!(!history.answers(key, None) && history.next_stale(at(0)).is_none());
+    history.ask_again(key);
+    assert_eq!(history.next_stale(at(0)), Some(key));
+    assert!(!history.forget_vacant(key));
+    history.vacate(&target(0), at(0));
+    assert!(history.forget_vacant(key) && history.next_stale(at(0)).is_none());
+}
+
+#[test]
+fn who_was_answered_without_a_position_is_told_when_there_is_one() {
+    let mut history = of(Numbers::Broker, limits());
+    let position = Position { epoch: "a".into(), seq: 7 };
+    let key = history.open(&target(0), true, at(0)).unwrap();
+    history.owe_position(key);
+    assert_eq!(history.place(key, &position), Place::OtherEpoch);
+    assert!(history.adopt(key, &position));
+    assert_eq!(history.missed(0, &position, at(0)).unwrap().len(), 0);
+    let other = Position { epoch: "b".into(), seq: 1 };
+    assert!(history.adopt(key, &other));
 }
 
 /// One log of the model, with all that was ever said in it.
