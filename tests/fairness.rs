@@ -22,8 +22,19 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 #[test]
 fn one_user_who_floods_a_large_room_delays_nobody_in_another() {
     let _machine = machine();
+    assert_nobody_waits_for_a_flood(start(&[]));
+}
+
+/// There each message comes back through Redis, and waits in the queue of its room.
+#[test]
+fn nor_where_messages_go_through_redis() {
+    let _machine = machine();
+    let redis = Redis::start();
+    assert_nobody_waits_for_a_flood(start_on(&redis, &[]));
+}
+
+fn assert_nobody_waits_for_a_flood(service: Service) {
     let members = if full_size() { 5000 } else { 2000 };
-    let service = start(&[]);
     let mut crowd = Crowd::new(&service);
     let members = crowd.enter("member", members, "large");
     let flooders = crowd.connect((0..20).map(|_| token("flooder", "")));
@@ -102,9 +113,19 @@ fn talk_in_pairs(service: &Service, pairs: usize, time: Duration) -> Vec<Duratio
 #[test]
 fn pairs_talk_as_before_while_ten_users_flood_rooms() {
     let _machine = machine();
+    assert_pairs_talk_beside_floods(&start(&[]));
+}
+
+#[test]
+fn and_so_they_do_through_redis() {
+    let _machine = machine();
+    let redis = Redis::start();
+    assert_pairs_talk_beside_floods(&start_on(&redis, &[]));
+}
+
+fn assert_pairs_talk_beside_floods(service: &Service) {
     let (members, time) = if full_size() { (500, 20) } else { (200, 6) };
-    let service = start(&[]);
-    let mut crowd = Crowd::new(&service);
+    let mut crowd = Crowd::new(service);
     let mut floods = Vec::new();
     for n in 0..10 {
         let room = format!("room-{n}");
@@ -114,10 +135,10 @@ fn pairs_talk_as_before_while_ten_users_flood_rooms() {
         floods.push(Flood::new(flooders, &room, 50));
     }
     let idle = Background::run(crowd, |crowd| crowd.pump(Duration::from_millis(2), |_, _| {}));
-    let alone = percentile(&talk_in_pairs(&service, 5, Duration::from_secs(time / 2)), 99);
+    let alone = percentile(&talk_in_pairs(service, 5, Duration::from_secs(time / 2)), 99);
     let flood = flooded(idle.stop(), floods);
     std::thread::sleep(Duration::from_secs(1));
-    let times = talk_in_pairs(&service, 5, Duration::from_secs(time));
+    let times = talk_in_pairs(service, 5, Duration::from_secs(time));
     drop(flood);
     let p99 = percentile(&times, 99);
     println!("p99 of a pair: alone {alone:?}, beside the floods {p99:?}, of {}", times.len());
