@@ -6,11 +6,16 @@
 mod crowd;
 mod support;
 
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crowd::{Background, CONNECTIONS_PER_USER, Crowd, Echo, Pace, percentile, start};
+use crowd::{
+    Background, CONNECTIONS_PER_USER, Crowd, Echo, Pace, broadcast, percentile, start, start_on,
+};
 use serde_json::{Value, json};
-use support::{Service, frame, full_size, machine, token, until};
+use support::{PATIENCE, Redis, Service, frame, full_size, machine, token, until};
 
 /// Nobody waits so long for an echo, whatever the machine is.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
@@ -161,4 +166,58 @@ fn the_history_takes_the_memory_that_it_counts() {
     assert!(counted > 10_000);
     // The process itself gives memory back, and takes some more, by the MiB.
     assert!(grown < counted * 13 / 10 + 4096 && grown + 4096 > counted / 2, "{rows:?}");
+}
+
+/// What takes Redis longer than anybody waits for it is no sign that it is away, as long as something comes back.
+#[test]
+fn a_burst_that_a_slow_redis_numbers_comes_whole_and_once() {
+    const USERS: usize = 100;
+    const BURST: usize = 100;
+    let _machine = machine();
+    let redis = Redis::start();
+    let service = start_on(&redis, &[]);
+    let mut crowd = Crowd::new(&service);
+    let links = crowd.connect((0..USERS).map(|n| token(&format!("user-{n}"), "")));
+    links.clone().for_each(|link| crowd.join(link..link + 1, &format!("room-{link}")));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let slow = std::thread::spawn({
+        let (mut connection, is_over) = (redis.connection(), Arc::clone(&is_over));
+        // Others' work: it leaves little time for ours.
+        let busy = "local t = redis.call('TIME'); local from = t[1] * 1000000 + t[2]; \
+                    repeat t = redis.call('TIME') until t[1] * 1000000 + t[2] - from > 50000";
+        move || {
+            while !is_over.load(Relaxed) {
+                let _: redis::Value =
+                    redis::cmd("EVAL").arg(busy).arg(0).query(&mut connection).unwrap();
+            }
+        }
+    });
+    let start = Instant::now();
+    let (came, mut others) = (Cell::new(0), Vec::new());
+    let mut on_text = |text: &[u8]| {
+        if text.starts_with(b"{\"seq\":") {
+            came.set(came.get() + 1);
+        } else {
+            others.push(String::from_utf8_lossy(text).into_owned());
+        }
+    };
+    for link in links {
+        for n in 0..BURST {
+            crowd.send(link, &broadcast(&format!("room-{link}"), &json!(n), None));
+        }
+        crowd.pump(Duration::ZERO, |_, text| on_text(text));
+    }
+    until("all has come back", || {
+        crowd.pump(Duration::from_millis(20), |_, text| on_text(text));
+        service.metric("realtime_log_pending") == 0.0
+    });
+    println!("{} messages in {:?}", USERS * BURST, start.elapsed());
+    is_over.store(true, Relaxed);
+    slow.join().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while came.get() < USERS * BURST && Instant::now() < deadline {
+        crowd.pump(Duration::from_millis(20), |_, text| on_text(text));
+    }
+    assert_eq!((came.get(), others), (USERS * BURST, Vec::new()));
+    assert_eq!(service.metric("realtime_unnumbered_total"), 0.0);
 }
