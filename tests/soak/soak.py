@@ -122,14 +122,16 @@ class Client:
     def take(self, text):
         if text.startswith("joined "):
             self.joined.set()
-        elif text.startswith('{"from"'):
-            message = json.loads(text)
+            return
+        # Numbered or, while Redis is away, not.
+        message = json.loads(text)
+        if "from" in message:
             Figures.received += 1
             last, number = self.seen.get(message["from"], -1), message["body"]["n"]
             if number <= last:
                 Figures.disorder.append(f"{number} after {last} of {message['from']}")
             self.seen[message["from"]] = number
-        elif text.startswith('{"event"'):
+        elif "event" in message:
             Figures.notified += 1
 
     def leave(self, how):
