@@ -58,6 +58,11 @@ impl Conversation {
         }
     }
 
+    /// Whether the first has waited for a log.
+    pub(super) fn has_waited(&self) -> bool {
+        self.blocked_since.is_some()
+    }
+
     /// Whether the first has waited for a log for as long as anybody waits for the broker; the wait begins with
     /// the first call.
     pub(super) fn is_patience_over(&mut self, now: Moment) -> bool {

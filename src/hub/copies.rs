@@ -50,6 +50,8 @@ pub(super) struct Copies {
     last_back: Option<(u64, Moment)>,
     /// Logs whose reading came to nothing; they are read again after a while.
     pub(super) failed: HashSet<LogKey>,
+    /// Since when no reading was answered, if the last was not.
+    pub(super) unanswered_since: Option<Moment>,
     pub(super) unnumbered: Unnumbered,
     pub(super) counts: CopyCounts,
 }

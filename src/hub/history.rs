@@ -514,6 +514,14 @@ impl History {
         log.epoch.is_some() && log.stream == self.stream && !lacks
     }
 
+    /// Whether a client has been further than a log.
+    pub fn is_ahead(&self, key: LogKey, since: Option<&Position>) -> bool {
+        let log = self.logs.get(key).zip(since);
+        log.is_some_and(|(log, since)| {
+            log.epoch.as_ref() == Some(&since.epoch) && since.seq > log.seq
+        })
+    }
+
     /// The log that is stale for longest, if any is. One that was silent for long is stale too: who reads it has the
     /// broker remember its number.
     pub fn next_stale(&self, now: Moment) -> Option<LogKey> {

@@ -53,12 +53,18 @@ impl Hub {
         let now = Moment::now();
         let Some(log) = self.history.open(&target, has_listeners, now) else { return false };
         let is_read = self.copies.readings.contains_key(&target);
-        // Who just got no answer has one at the next tick at the earliest.
-        if !is_read && (self.history.answers(log, since) || self.copies.failed.contains(&log)) {
+        let Some(connection) = self.connections.slots.get_mut(key) else { return false };
+        // It may have been at an instance that is ahead of this one; once it is read, all are even.
+        let is_ahead = !connection.conversation.has_waited() && self.history.is_ahead(log, since);
+        if !is_read && !is_ahead && self.history.answers(log, since) {
             return false;
         }
-        let connection = self.connections.slots.get_mut(key);
-        if connection.is_none_or(|connection| connection.conversation.is_patience_over(now)) {
+        // Nobody waits for what has not been answered to anyone for a while.
+        let unanswered = self.copies.unanswered_since;
+        if unanswered.is_some_and(|since| now.since(since) >= BROKER_TIMEOUT) {
+            return false;
+        }
+        if connection.conversation.is_patience_over(now) {
             return false;
         }
         if !is_read {
@@ -171,6 +177,7 @@ impl Hub {
             return 0;
         }
         let Some(read) = self.end_reading(target) else { return 0 };
+        self.copies.unanswered_since = None;
         self.history.freshen(log, Moment::now());
         self.history.catch_up(log);
         // The numbers of what is filled in are told by the last one's.
@@ -194,6 +201,7 @@ impl Hub {
     /// The broker did not answer: the log stays stale.
     pub(super) fn fail_reading(&mut self, target: &Target) -> usize {
         let Some(read) = self.end_reading(target) else { return 0 };
+        self.copies.unanswered_since.get_or_insert(Moment::now());
         let reached = self.follow_held(target, read.held);
         if let Some(log) = self.history.find(target) {
             self.history.doubt(log);

@@ -781,6 +781,27 @@ fn answers_wait_for_the_broker_and_keep_their_order() {
     assert_eq!(client.peer.taken(), texts);
 }
 
+/// It comes from an instance whose stream is ahead of this one's.
+#[test]
+fn who_is_ahead_of_a_copy_waits_until_it_is_even() {
+    let (mut game, client) = connected();
+    client.say(Said::Join { room: room("1"), since: None, id: id() });
+    game.settle(0);
+    game.benches[1].notify_later(Target::Room(room("1")), Draft::object(&[br#""n":1}"#]));
+    game.play(0, Step::Append(1, 1));
+    client.peer.taken();
+    let epoch = game.world().log(&target(1)).epoch.clone();
+    for (seq, recovered) in [(1, true), (7, false)] {
+        let since = Some(Position { epoch: Arc::clone(&epoch), seq });
+        client.say(Said::Join { room: room("1"), since, id: id() });
+        game.settle(0);
+        let texts = client.peer.taken();
+        let answer = texts.iter().find(|text| text.contains("joined")).unwrap();
+        assert!(answer.contains(&format!(r#""recovered":{recovered}"#)), "{texts:?}");
+    }
+    assert!(game.benches[0].hub.copy_counts().readings < 5);
+}
+
 #[test]
 fn nobody_waits_for_a_broker_that_is_away() {
     let (mut game, client) = connected();
