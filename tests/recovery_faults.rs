@@ -22,10 +22,13 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What the service keeps in Redis beside its logs: the door's entries, and who takes them.
 const NO_LOGS: [&str; 2] = ["ws:publish", "ws:door"];
 
+fn two(redis: &Redis) -> Instances {
+    Instances::start(&[&redis.addr(), &redis.addr()], &[])
+}
+
 /// Two instances on this Redis, and a fault.
 fn survive(redis: &Redis, fault: impl FnOnce(&World)) -> Totals {
-    let instances = Instances::start(&[&redis.addr(), &redis.addr()], &[]);
-    run(&instances, fault)
+    run(&two(redis), fault)
 }
 
 /// A number that `INFO` tells, such as `evicted_keys`; 0 when there is none.
@@ -146,7 +149,8 @@ fn kill_each(redis: &Redis, world: &World) -> usize {
 #[test]
 fn redis_forgets_the_scripts() {
     let redis = Redis::start();
-    let totals = survive(&redis, |world| {
+    let instances = two(&redis);
+    let totals = run(&instances, |world| {
         world.during("scripts are forgotten", || {
             for _ in 0..150 {
                 redis.run(&["SCRIPT", "FLUSH"]);
@@ -158,7 +162,7 @@ fn redis_forgets_the_scripts() {
         assert!(noscript > 0, "it never mattered");
     });
     // That costs a round trip, and nothing else.
-    assert_eq!((totals.told(), totals.unnumbered), (0, 0), "{totals:?}");
+    instances.assert_undisturbed(&totals);
 }
 
 /// Of all logs.

@@ -31,7 +31,7 @@ fn who_hops_between_three_instances_misses_nothing() {
     let instances = three(&redis);
     let totals = run(&instances, |_| {});
     assert!(totals.recovered > 20, "{totals:?}");
-    assert_eq!((totals.told(), totals.unnumbered), (0, 0), "{totals:?}");
+    instances.assert_undisturbed(&totals);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_killed_instance_takes_nothing_with_it() {
             world.goes_on("with three again", Duration::from_secs(1));
         }
     });
-    assert_eq!((totals.told(), totals.unnumbered), (0, 0), "{totals:?}");
+    instances.assert_undisturbed(&totals);
 }
 
 #[test]

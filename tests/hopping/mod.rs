@@ -137,6 +137,21 @@ impl Instances {
         self.services.lock().unwrap().iter().flatten().for_each(&mut ask);
     }
 
+    /// Nobody was told that anything may be missing, unless an instance found Redis away: where the machine stands
+    /// still for a second, that is right.
+    pub fn assert_undisturbed(&self, totals: &Totals) {
+        let mut was_away = false;
+        self.each(|service| {
+            let log = service.log();
+            was_away |= log.iter().any(|line| line.contains("redis is disconnected"));
+        });
+        if was_away {
+            println!("Redis did not answer for a second: {totals:?}");
+        } else {
+            assert_eq!((totals.told(), totals.unnumbered), (0, 0), "{totals:?}");
+        }
+    }
+
     /// Waits until all are connected to Redis.
     pub fn wait_for_redis(&self) {
         self.each(|service| service.wait_for_redis("connected"));
