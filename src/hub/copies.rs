@@ -289,8 +289,7 @@ impl Hub {
     fn take_logged(&mut self, logged: Logged, stream: u32) -> usize {
         let Logged { target, position, ticket, draft } = logged;
         let now = Moment::now();
-        let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
-        let Some(log) = self.history.open(&target, has_listeners, now) else { return 0 };
+        let Some(log) = self.open_log(&target, now) else { return 0 };
         let place = self.history.place(log, &position);
         let before = Position { seq: position.seq.saturating_sub(1), ..position };
         match place {
@@ -316,7 +315,7 @@ impl Hub {
         if stream == self.history.stream() {
             self.history.freshen(log, now);
         }
-        let frame = draft.complete(Some(number(&target, position.seq))).frame;
+        let frame = draft.complete(Some(Number::of(&target, position.seq))).frame;
         self.append(log, &target, KeptFrame { seq: position.seq, ticket, frame, at: now })
     }
 
@@ -409,8 +408,7 @@ impl Hub {
             pending.targets().filter(|(_, target)| !is_kept(target)).map(|(ticket, _)| ticket);
         self.copies.given_up.extend(lost.collect::<Vec<_>>());
         for target in targets {
-            let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
-            if let Some(log) = self.history.open(&target, has_listeners, Moment::now()) {
+            if let Some(log) = self.open_log(&target, Moment::now()) {
                 let is_known = self.history.position(log).is_some();
                 self.read(log, &target, !is_known);
             }
@@ -502,11 +500,6 @@ impl Copies {
         let last = self.last_back.map_or(0, |(last, _)| last);
         self.last_back = Some((last.max(ticket), Moment::now()));
     }
-}
-
-/// How the number of a message of this log is written.
-pub(super) fn number(target: &Target, seq: u64) -> Number {
-    if matches!(target, Target::User(_)) { Number::User(seq) } else { Number::Room(seq) }
 }
 
 #[cfg(test)]

@@ -748,14 +748,11 @@ impl Hub {
     /// the other instances. Returns how many connections it reached.
     pub(super) fn deliver(&mut self, delivery: Delivery, origin: Origin) -> usize {
         let Delivery { target, draft } = delivery;
-        let log = if draft.takes_number() && !self.history.is_copy() {
-            let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
-            self.history.open(&target, has_listeners, Moment::now())
-        } else {
-            None
-        };
+        let now = Moment::now();
+        let is_numbered = draft.takes_number() && !self.history.is_copy();
+        let log = if is_numbered { self.open_log(&target, now) } else { None };
         let numbered = match log {
-            Some(log) => self.history.append(log, draft, Moment::now()),
+            Some(log) => self.history.append(log, draft, now),
             None => draft.complete(None),
         };
         if origin == Origin::Here
@@ -766,6 +763,12 @@ impl Hub {
             let _ = broker.publish(outgoing);
         }
         self.fan_out(&target, numbered.frame, log)
+    }
+
+    /// The log of a target, new where there is none.
+    pub(super) fn open_log(&mut self, target: &Target, now: Moment) -> Option<LogKey> {
+        let has_listeners = !members(&self.rooms, &self.audiences, target).is_empty();
+        self.history.open(target, has_listeners, now)
     }
 
     /// Appends a message for all that it is for; returns how many these are. With a log, it is its last message.

@@ -342,10 +342,7 @@ impl History {
             return draft.complete(None);
         };
         let seq = log.seq + 1;
-        let numbered = draft.complete(Some(match &log.target {
-            Target::User(_) => Number::User(seq),
-            _ => Number::Room(seq),
-        }));
+        let numbered = draft.complete(Some(Number::of(&log.target, seq)));
         self.keep(key, numbered.frame.clone(), now);
         numbered
     }

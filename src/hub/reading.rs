@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::copies::{KeptFrame, LogEvent, number};
-use super::core::{Hub, Work, members};
+use super::copies::{KeptFrame, LogEvent};
+use super::core::{Hub, Work};
 use super::event::ConnectionKey;
 use super::history::LogKey;
 use crate::bridge::{Answer, KeptMessage, Reading};
 use crate::config::BROKER_TIMEOUT;
-use crate::protocol::{Position, Target};
+use crate::protocol::{Number, Position, Target};
 use crate::runtime::clock::Moment;
 
 /// After this a reading whose answer or place did not come has come to nothing.
@@ -49,9 +49,8 @@ impl Hub {
         if !self.history.is_copy() || !self.copies.is_up {
             return false;
         }
-        let has_listeners = !members(&self.rooms, &self.audiences, &target).is_empty();
         let now = Moment::now();
-        let Some(log) = self.history.open(&target, has_listeners, now) else { return false };
+        let Some(log) = self.open_log(&target, now) else { return false };
         let is_read = self.copies.readings.contains_key(&target);
         let Some(connection) = self.connections.slots.get_mut(key) else { return false };
         // It may have been at an instance that is ahead of this one; once it is read, all are even.
@@ -112,8 +111,7 @@ impl Hub {
     fn settle(&mut self, target: &Target, answer: Answer) -> usize {
         let now = Moment::now();
         let Answer { position: end, messages } = answer;
-        let has_listeners = !members(&self.rooms, &self.audiences, target).is_empty();
-        let Some(log) = self.history.open(target, has_listeners, now) else { return 0 };
+        let Some(log) = self.open_log(target, now) else { return 0 };
         let page = page(target, messages, now);
         let next = page.last().filter(|last| last.seq < end.seq);
         let next = next.map(|last| Position { epoch: Arc::clone(&end.epoch), seq: last.seq });
@@ -305,7 +303,7 @@ fn page(target: &Target, messages: Vec<KeptMessage>, now: Moment) -> Vec<KeptFra
     let frame = |message: KeptMessage| KeptFrame {
         seq: message.seq,
         ticket: message.ticket,
-        frame: message.draft.complete(Some(number(target, message.seq))).frame,
+        frame: message.draft.complete(Some(Number::of(target, message.seq))).frame,
         at: now.before(message.age),
     };
     messages.into_iter().map(frame).collect()

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::delivery::Target;
 use super::frame::{MAX_HEADER_BYTES, OPCODE_TEXT, header};
 
 /// Bytes kept free in front for the head: a frame's header, `{"user_seq":`, twenty digits and a comma.
@@ -14,6 +15,13 @@ pub enum Number {
     Room(u64),
     /// `"user_seq"`: the number in a user's own notifications.
     User(u64),
+}
+
+impl Number {
+    /// The number of a message in this target's log.
+    pub fn of(target: &Target, seq: u64) -> Self {
+        if matches!(target, Target::User(_)) { Self::User(seq) } else { Self::Room(seq) }
+    }
 }
 
 /// A text message, built once by whoever publishes it, that still lacks its head. The hub completes it in
