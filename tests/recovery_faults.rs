@@ -501,12 +501,27 @@ fn a_room_that_was_silent_meanwhile_goes_on() {
 /// It has a number, or has none if Redis is not back for good, but nobody waits for it.
 #[test]
 fn what_is_said_right_after_the_return_is_answered_soon() {
+    assert_answered_soon_after(4, Duration::ZERO);
+}
+
+/// All connections then wait for long between two attempts, each for itself.
+#[test]
+fn what_is_said_after_the_return_from_a_long_absence_is_answered_soon() {
+    assert_answered_soon_after(3, 4 * SECOND);
+}
+
+fn assert_answered_soon_after(rounds: usize, absence: Duration) {
     let mut redis = Redis::start();
     let service = crowd::start_on(&redis, &SETTINGS);
-    for round in 0..4 {
+    for round in 0..rounds {
         let mut pair = Pair::new(&service, &format!("room-{round}"));
+        let mut newcomer = service.client("newcomer", "");
         redis.kill();
+        // Has the service look for what nobody can tell it.
+        let payload = json!({"room": format!("new-{round}")});
+        newcomer.send_json(&json!({"type": "join", "id": 1, "payload": payload}));
         service.wait_for_redis("disconnected");
+        std::thread::sleep(absence);
         redis.start_again();
         service.wait_for_redis("connected");
         let (arrived, answered, is_numbered) = pair.say();

@@ -286,12 +286,12 @@ impl Hub {
     }
 
     /// A message that the stream brings, where nothing holds it.
-    fn take_logged(&mut self, logged: Logged, stream: u32) -> usize {
+    pub(super) fn take_logged(&mut self, logged: Logged, stream: u32) -> usize {
         let Logged { target, position, ticket, draft } = logged;
         let now = Moment::now();
         let Some(log) = self.open_log(&target, now) else { return 0 };
         let place = self.history.place(log, &position);
-        let before = Position { seq: position.seq.saturating_sub(1), ..position };
+        let before = Position { seq: position.seq.saturating_sub(1), ..position.clone() };
         match place {
             Place::Before => {
                 self.is_back(ticket, 0);
@@ -302,11 +302,13 @@ impl Hub {
                     self.history.adopt(log, &before);
                 }
             }
-            Place::Ahead | Place::OtherEpoch if self.copies.readings.contains_key(&target) => {
-                return 0;
-            }
-            Place::Ahead if now.since(self.history.is_behind_since(log, now)) < BEHIND_TIMEOUT => {
+            Place::Ahead | Place::OtherEpoch
+                if self.copies.readings.contains_key(&target)
+                    || (place == Place::Ahead
+                        && now.since(self.history.is_behind_since(log, now)) < BEHIND_TIMEOUT) =>
+            {
                 self.read(log, &target, false);
+                self.leave_to_reading(Logged { target, position, ticket, draft }, stream);
                 return 0;
             }
             Place::Ahead | Place::OtherEpoch => _ = self.go_to(log, &target, &before),

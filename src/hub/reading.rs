@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::copies::{KeptFrame, LogEvent};
 use super::core::{Hub, Work};
 use super::event::ConnectionKey;
-use super::history::LogKey;
-use crate::bridge::{Answer, KeptMessage, Reading};
+use super::history::{LogKey, Place};
+use crate::bridge::{Answer, KeptMessage, Logged, Reading};
 use crate::config::BROKER_TIMEOUT;
 use crate::protocol::{Number, Position, Target};
 use crate::runtime::clock::Moment;
@@ -30,6 +30,8 @@ pub(super) struct Read {
     /// Whether the stream has come to its place.
     pub(super) is_marked: bool,
     pub(super) answer: Option<Answer>,
+    /// Messages of this instance that the stream brought before its place.
+    left: Vec<(Logged, u32)>,
     /// What the stream brought behind its place.
     pub(super) held: Vec<LogEvent>,
     /// Of a reading from the start: the epoch, and what earlier pages had.
@@ -184,6 +186,8 @@ impl Hub {
             let messages = read.collected.into_iter().map(|kept| (kept.frame, kept.at)).collect();
             self.history.fill(log, messages, Moment::now());
         }
+        // Those that are delivered have been answered; the rest is no longer kept, and that was told.
+        read.left.iter().for_each(|(logged, _)| self.is_back(logged.ticket, 0));
         let reached = self.follow_held(target, read.held);
         self.wake(target);
         reached
@@ -196,11 +200,28 @@ impl Hub {
         Some(read)
     }
 
+    /// A message of the stream that is in the answer. One of this instance is kept, as somebody waits for it.
+    pub(super) fn leave_to_reading(&mut self, logged: Logged, stream: u32) {
+        if logged.ticket.is_some()
+            && let Some(read) = self.copies.readings.get_mut(&logged.target)
+        {
+            read.left.push((logged, stream));
+        }
+    }
+
     /// The broker did not answer: the log stays stale.
     pub(super) fn fail_reading(&mut self, target: &Target) -> usize {
         let Some(read) = self.end_reading(target) else { return 0 };
         self.copies.unanswered_since.get_or_insert(Moment::now());
-        let reached = self.follow_held(target, read.held);
+        let mut reached = 0;
+        // What others begin without, begins here too; what comes behind a gap comes with the next reading.
+        for (logged, stream) in read.left {
+            let log = self.history.find(target);
+            if log.is_some_and(|log| self.history.place(log, &logged.position) != Place::Ahead) {
+                reached += self.take_logged(logged, stream);
+            }
+        }
+        reached += self.follow_held(target, read.held);
         if let Some(log) = self.history.find(target) {
             self.history.doubt(log);
             self.copies.failed.insert(log);
@@ -259,6 +280,7 @@ impl Read {
             is_first_look: false,
             is_marked: false,
             answer: None,
+            left: Vec::new(),
             held: Vec::new(),
             epoch: None,
             collected: VecDeque::new(),

@@ -287,9 +287,11 @@ impl History {
         self.waiting.extend(self.asked.try_iter());
     }
 
-    /// Waits before the next attempt; what waits for too long meanwhile is given up.
+    /// Waits before the next attempt, or until the other connections show that there is a server again, behind which
+    /// the hub asks at once; what waits for too long meanwhile is given up.
     fn pause(&mut self, time: Duration) -> ControlFlow<()> {
         let end = Instant::now() + time;
+        let was_connected = self.shared.link.is_connected();
         loop {
             self.take_asked();
             while self.waiting.front().is_some_and(|(asked, _)| asked.elapsed() >= PATIENCE) {
@@ -302,7 +304,7 @@ impl History {
                 return ControlFlow::Break(());
             }
             let now = Instant::now();
-            if now >= end {
+            if now >= end || (!was_connected && self.shared.link.is_connected()) {
                 return ControlFlow::Continue(());
             }
             let next = self.waiting.front().map_or(end, |(asked, _)| end.min(*asked + PATIENCE));

@@ -802,6 +802,30 @@ fn who_is_ahead_of_a_copy_waits_until_it_is_even() {
     assert!(game.benches[0].hub.copy_counts().readings < 5);
 }
 
+/// Redis has begun anew, and only the connection that reads the log does not get through.
+#[test]
+fn a_message_that_came_back_does_not_wait_for_a_reading_that_fails() {
+    let (mut game, client) = connected();
+    client.say(Said::Join { room: room("1"), since: None, id: id() });
+    game.settle(0);
+    game.unsubscribe(0);
+    game.world().logs.clear();
+    game.play(0, Step::Subscribe(0));
+    // The copy is stale, and is to be read; before that the broker numbers a message.
+    game.play(0, Step::Stream(0, 1));
+    client.peer.taken();
+    game.benches[0].notify_later(target(1), Draft::object(&[br#""room":"1","n":1}"#]));
+    game.play(0, Step::Append(0, 1));
+    game.play(0, Step::Stream(0, 2));
+    assert!(client.peer.taken().is_empty());
+    game.play(0, Step::Fail(0));
+    game.play(0, Step::Answers(0));
+    let texts = client.peer.taken();
+    assert_eq!(texts.last().unwrap(), r#"{"seq":1,"room":"1","n":1}"#, "{texts:?}");
+    assert!(texts[0].contains(r#""type":"reset""#), "{texts:?}");
+    assert_eq!(game.benches[0].waiting_notifies(), 0);
+}
+
 #[test]
 fn nobody_waits_for_a_broker_that_is_away() {
     let (mut game, client) = connected();
